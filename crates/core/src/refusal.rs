@@ -1,0 +1,267 @@
+//! The answer no: a published code, and the published text with its arguments filled in.
+//!
+//! A refusal is an answer to the caller, not a failure of ours. Texts are the service's
+//! own, letter for letter, slips included (csbs-api 5), because programs match on them.
+
+use std::fmt;
+
+use crate::code::Code;
+use crate::fact::Unknown;
+use crate::ids::{ItemId, ServerId, VolumeBackupId, VolumeId};
+use crate::resource::{ServerKind, ServerStatus};
+use crate::status::ItemStatus;
+use crate::tag::TAGS_MAX;
+
+/// Why something cannot be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The backup is unknown or another project's.
+    ItemNotFound(ItemId),
+    /// Its status is not `available`.
+    ItemNotAvailable(ItemStatus),
+    /// It is being made, restored or deleted, so it cannot be deleted now.
+    ItemExecuting(ItemStatus),
+    /// The server is unknown or another project's.
+    ServerNotFound(ServerId),
+    /// The server was terminated.
+    ServerTerminated(ServerId),
+    /// The resource type cannot be backed up.
+    TypeNotProtectable {
+        /// What the caller named.
+        resource: ServerId,
+        /// The type the caller named.
+        resource_type: String,
+    },
+    /// The resource type cannot be restored.
+    TypeNotRestorable {
+        /// What the caller named.
+        resource: ServerId,
+        /// The type the caller named.
+        resource_type: String,
+    },
+    /// This kind of server cannot be backed up.
+    KindNotProtectable(ServerId, ServerKind),
+    /// The server's status does not allow a backup.
+    ServerBusy(ServerId),
+    /// A backup that a person asked for is running.
+    ManualBackupRunning(ServerId),
+    /// A backup that a schedule asked for is running.
+    AutomaticBackupRunning(ServerId),
+    /// The zone has no backup storage.
+    ZoneWithoutBackup(ServerId),
+    /// The server has no disk left to back up.
+    NoVolumeToProtect(ServerId),
+    /// A disk lies on dedicated storage.
+    DedicatedStorage(VolumeId, ServerId),
+    /// A disk lies on storage without backup.
+    StorageUnsupported(VolumeId),
+    /// Shared disks, where the settings refuse them.
+    SharedVolumeProtect(Vec<VolumeId>, ServerId),
+    /// This kind of server cannot be restored.
+    KindNotRestorable(ServerKind),
+    /// Source and target are of different kinds.
+    KindMismatch {
+        /// The server that was backed up.
+        source: ServerId,
+        /// Its kind then.
+        source_kind: ServerKind,
+        /// The server to restore.
+        target: ServerId,
+        /// Its kind now.
+        target_kind: ServerKind,
+    },
+    /// The target's status forbids a restore.
+    TargetStatus(ServerStatus),
+    /// A backup or restore of the target is running.
+    TargetHeld,
+    /// Backup and target are in different zones.
+    ZoneMismatch(ItemId, ServerId),
+    /// The target has no disks.
+    NoVolumeToRestore(ServerId),
+    /// Mapped backups that are not part of the item.
+    NotOfThisItem(Vec<VolumeBackupId>, ItemId),
+    /// Backups of the item that have no destination.
+    PartialRestore(Vec<VolumeBackupId>),
+    /// Destinations that are not attached to the target.
+    VolumeNotAttached(Vec<VolumeId>),
+    /// Destinations that are shared disks.
+    SharedVolumeRestore(Vec<VolumeId>, ServerId),
+    /// A data disk's backup mapped to a system disk.
+    DataOntoSystem(ServerId),
+    /// A destination smaller than the disk was; sizes in GB, rounded up.
+    TargetTooSmall {
+        /// The destination.
+        volume: VolumeId,
+        /// Its size.
+        have_gb: u64,
+        /// The disk backup.
+        backup: VolumeBackupId,
+        /// The size of the disk it was made from.
+        need_gb: u64,
+    },
+    /// A destination that cannot be written now.
+    VolumeNotWritable(VolumeId),
+    /// An encrypted disk's backup mapped to a disk in clear.
+    EncryptionMismatch(VolumeBackupId, VolumeId),
+    /// A destination held by another job.
+    VolumeHeld(VolumeId),
+    /// The repository does not hold the item's snapshot.
+    SnapshotMissing(ItemId),
+    /// A fact could not be learned.
+    Unknown(Unknown),
+    /// More tags than an object may carry.
+    TooManyTags,
+}
+
+impl Refusal {
+    /// The code a caller's program reads.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::ItemNotFound(_) => Code::ItemNotFound,
+            Self::ItemNotAvailable(_) => Code::ItemNotAvailable,
+            Self::ItemExecuting(_) => Code::ItemExecuting,
+            Self::ServerNotFound(_) => Code::ServerNotFound,
+            Self::ServerTerminated(_) => Code::ServerTerminated,
+            Self::TypeNotProtectable { .. } => Code::TypeNotProtectable,
+            Self::TypeNotRestorable { .. } => Code::TypeNotRestorable,
+            Self::KindNotProtectable(..) => Code::KindNotProtectable,
+            Self::ServerBusy(_) => Code::ServerBusy,
+            Self::ManualBackupRunning(_) => Code::PolicyRunning,
+            Self::AutomaticBackupRunning(_) => Code::AutoBackupRunning,
+            Self::ZoneWithoutBackup(_) => Code::ZoneWithoutBackup,
+            Self::NoVolumeToProtect(_) => Code::NoVolumeToProtect,
+            Self::DedicatedStorage(..) => Code::DedicatedStorage,
+            Self::StorageUnsupported(_) => Code::StorageUnsupported,
+            Self::SharedVolumeProtect(..) => Code::SharedVolumeProtect,
+            Self::KindNotRestorable(_) => Code::KindNotRestorable,
+            Self::KindMismatch { .. } => Code::KindMismatch,
+            Self::TargetStatus(_) | Self::TargetHeld => Code::TargetBusy,
+            Self::ZoneMismatch(..) => Code::ZoneMismatch,
+            Self::NoVolumeToRestore(_) => Code::NoVolumeToRestore,
+            Self::NotOfThisItem(..) => Code::NotOfThisItem,
+            Self::PartialRestore(_) => Code::PartialRestore,
+            Self::VolumeNotAttached(_) => Code::VolumeNotAttached,
+            Self::SharedVolumeRestore(..) => Code::SharedVolumeRestore,
+            Self::DataOntoSystem(_) => Code::DataOntoSystem,
+            Self::TargetTooSmall { .. } => Code::TargetTooSmall,
+            Self::VolumeNotWritable(_) => Code::VolumeNotWritable,
+            Self::EncryptionMismatch(..) => Code::EncryptionMismatch,
+            Self::VolumeHeld(_) => Code::VolumeHeld,
+            Self::SnapshotMissing(_) => Code::SnapshotMissing,
+            Self::Unknown(Unknown::CloudSilent) => Code::CloudSilent,
+            Self::Unknown(Unknown::RepositoryUnreachable) => Code::RepositoryUnreachable,
+            Self::Unknown(Unknown::KeyUnavailable) => Code::KeyUnavailable,
+            Self::TooManyTags => Code::TooManyTags,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ItemNotFound(item) => write!(f, "Checkpoint_item ({item}) is not found."),
+            Self::ItemNotAvailable(_) => f.write_str("checkpoint item not available"),
+            Self::ItemExecuting(_) => f.write_str("item in executing"),
+            Self::ServerNotFound(_) => f.write_str("server do not exist"),
+            Self::ServerTerminated(_) => f.write_str("The server has stopped."),
+            Self::TypeNotProtectable { resource, resource_type } => {
+                write!(f, "Resource ({resource}) type ({resource_type}) is not support protection.")
+            }
+            Self::TypeNotRestorable { resource, resource_type } => write!(
+                f,
+                "Resource ({resource}) type ({resource_type}) is not support restoration."
+            ),
+            Self::KindNotProtectable(server, kind) => {
+                write!(f, "Server ({server}) status ({}) is not allowed to protect.", kind.as_str())
+            }
+            Self::ServerBusy(server) => write!(f, "Server ({server}) is already in service."),
+            Self::ManualBackupRunning(_) => f.write_str("The policy is executing backup."),
+            Self::AutomaticBackupRunning(_) => f.write_str("auto plan executing"),
+            Self::ZoneWithoutBackup(server) => write!(
+                f,
+                "The AZ where the resource ({server}) is located does not support backup."
+            ),
+            Self::NoVolumeToProtect(server) => {
+                write!(f, "No volume attached to the server ({server}) for protect.")
+            }
+            Self::DedicatedStorage(volume, server) => {
+                write!(f, "Service type of volume {volume}(belong to server {server}) is dss.")
+            }
+            Self::StorageUnsupported(_) => {
+                f.write_str("volume of server in this pod does not support backup")
+            }
+            Self::SharedVolumeProtect(volumes, server)
+            | Self::SharedVolumeRestore(volumes, server) => write!(
+                f,
+                "Volume ({}) attached to server ({server}) is shareable volume.",
+                joined(volumes)
+            ),
+            Self::KindNotRestorable(_) => f.write_str("can not restore server type is not allow"),
+            Self::KindMismatch { source, source_kind, target, target_kind } => write!(
+                f,
+                "The source server ({source}) type ({}) is not the same as the target server ({target}) type ({}).",
+                source_kind.as_str(),
+                target_kind.as_str()
+            ),
+            Self::TargetStatus(_) | Self::TargetHeld => f.write_str("The server is restoring."),
+            Self::ZoneMismatch(item, server) => write!(
+                f,
+                "The AZ of local checkpoint item ({item}) is not support to restore the resource ({server})."
+            ),
+            Self::NoVolumeToRestore(server) => {
+                write!(f, "No volume attached to the server ({server}) for restore.")
+            }
+            Self::NotOfThisItem(backups, item) => write!(
+                f,
+                "Can not find backup(s) ({}) in checkpoint item ({item}).",
+                joined(backups)
+            ),
+            Self::PartialRestore(backups) => write!(
+                f,
+                "Not assign backup(s) ({}) to volume(s), partial restore is not supported.\"",
+                joined(backups)
+            ),
+            Self::VolumeNotAttached(volumes) => {
+                write!(f, "Volume(s) ({}) not found in target server.", joined(volumes))
+            }
+            Self::DataOntoSystem(server) => {
+                write!(f, "Can not restore data volume to system volume. server id is ({server}).")
+            }
+            Self::TargetTooSmall { volume, have_gb, backup, need_gb } => write!(
+                f,
+                "Target volume ({volume}) size ({have_gb}) small than volume backup ({backup}) size ({need_gb})."
+            ),
+            Self::VolumeNotWritable(volume) => {
+                write!(f, "Target volume ({volume}) is in a state that forbids writing.")
+            }
+            Self::EncryptionMismatch(backup, volume) => write!(
+                f,
+                "Volume backup ({backup}) is of an encrypted volume, target volume ({volume}) is not encrypted."
+            ),
+            Self::VolumeHeld(volume) => {
+                write!(f, "Target volume ({volume}) is held by another job.")
+            }
+            Self::SnapshotMissing(item) => write!(
+                f,
+                "The backup repository does not hold the data of checkpoint item ({item})."
+            ),
+            Self::Unknown(Unknown::CloudSilent) => {
+                f.write_str("The cloud did not answer, so the server's state is unknown.")
+            }
+            Self::Unknown(Unknown::RepositoryUnreachable) => {
+                f.write_str("The backup repository cannot be reached.")
+            }
+            Self::Unknown(Unknown::KeyUnavailable) => {
+                f.write_str("The key of the backup repository cannot be had.")
+            }
+            Self::TooManyTags => {
+                write!(f, "request tags exceed the max allowed count: {TAGS_MAX}.")
+            }
+        }
+    }
+}
+
+/// Ids in one argument are joined with commas (csbs-api 5, column "args").
+fn joined<T: fmt::Display>(ids: &[T]) -> String {
+    ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
