@@ -165,13 +165,11 @@ pub enum RestoreState {
     },
     /// Every byte was read back; the server is still to be unlocked and started.
     Written,
-    /// It failed. What was not touched is put back; what is half written stays stopped
-    /// and marked.
+    /// It failed. What was not touched is put back; what is half written, which the
+    /// cloud's marks tell, stays stopped and marked.
     Undo {
         /// What the item and the restore will tell.
         fault: Fault,
-        /// Whether any destination may be half written.
-        target: TargetState,
         /// Whether the server ran before.
         was_running: WasRunning,
     },
@@ -187,16 +185,6 @@ pub enum WasRunning {
     Yes,
     /// It was off.
     No,
-}
-
-/// What a failed restore leaves behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TargetState {
-    /// No byte was written.
-    Untouched,
-    /// Some destination may hold parts of both the old and the restored data.
-    HalfWritten,
 }
 
 /// ```text
