@@ -1,0 +1,219 @@
+//! One blob on its way into a pack and back: zstd, then the seal.
+
+use zstd::bulk::{Compressor, Decompressor};
+
+use crate::{
+    crypto::{Key, SEAL_BYTES},
+    error::EngineError,
+    id::BlobId,
+};
+
+/// What a blob holds. A data blob and a tree blob of equal bytes are different blobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum BlobKind {
+    Data,
+    Tree,
+}
+
+impl BlobKind {
+    /// No writer makes larger blobs; what claims to be larger is damaged. restic cuts
+    /// files into at most 8 MiB, we into at most 4 MiB. The list of a volume's chunks
+    /// is one tree blob.
+    pub(crate) fn plain_bytes_max(self) -> u32 {
+        match self {
+            Self::Data => 64 << 20,
+            Self::Tree => 1 << 30,
+        }
+    }
+}
+
+/// How a blob lies in a pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    /// Sealed length.
+    pub(crate) length: u32,
+    /// Plain length when compressed; 0 when not.
+    pub(crate) uncompressed_length: u32,
+}
+
+impl Shape {
+    pub(crate) fn plain_bytes(self) -> u32 {
+        if self.uncompressed_length == 0 {
+            self.length.saturating_sub(SEAL_LENGTH)
+        } else {
+            self.uncompressed_length
+        }
+    }
+
+    /// Whether a blob of this kind can have this shape.
+    pub(crate) fn is_sane(self, kind: BlobKind) -> bool {
+        let max = kind.plain_bytes_max();
+        self.length > SEAL_LENGTH
+            // zstd never makes more than a little more of its input.
+            && self.length - SEAL_LENGTH <= max + (max >> 7)
+            && self.plain_bytes() <= max
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the constant is 32")]
+const SEAL_LENGTH: u32 = SEAL_BYTES as u32;
+
+/// Compresses and seals blobs, and opens each again before it counts: what a flipped
+/// bit in memory spoiled must not be stored under the hash of the good bytes.
+pub(crate) struct Encoder {
+    compressor: Compressor<'static>,
+    compressed: Vec<u8>,
+    reopener: Decoder,
+}
+
+impl Encoder {
+    pub(crate) fn new(zstd_level: i32) -> Result<Self, EngineError> {
+        let compressor = Compressor::new(zstd_level)
+            .map_err(|error| EngineError::bug(format!("zstd level {zstd_level}: {error}")))?;
+        Ok(Self { compressor, compressed: Vec::new(), reopener: Decoder::new()? })
+    }
+
+    /// Appends the sealed blob to `out`. What compression does not shrink is stored as it is.
+    pub(crate) fn encode_into(
+        &mut self,
+        key: &Key,
+        plain: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<Shape, EngineError> {
+        self.compressed.clear();
+        self.compressed.reserve(zstd::zstd_safe::compress_bound(plain.len()));
+        self.compressor
+            .compress_to_buffer(plain, &mut self.compressed)
+            .map_err(|error| EngineError::bug(format!("zstd cannot compress: {error}")))?;
+        let start = out.len();
+        let is_smaller = self.compressed.len() < plain.len();
+        key.seal_into(if is_smaller { &self.compressed } else { plain }, out)?;
+        let too_long = |_| EngineError::bug("a blob of 4 GiB");
+        let shape = Shape {
+            length: u32::try_from(out.len() - start).map_err(too_long)?,
+            uncompressed_length: if is_smaller {
+                u32::try_from(plain.len()).map_err(too_long)?
+            } else {
+                0
+            },
+        };
+        match self.reopener.decode(key, &out[start..], shape) {
+            Ok(reopened) if reopened == plain => Ok(shape),
+            Ok(_) | Err(_) => Err(EngineError::bug(
+                "a sealed blob does not open to what was sealed; memory or processor is faulty",
+            )),
+        }
+    }
+}
+
+/// Why sealed bytes are not the blob they should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BlobFault {
+    #[error("is not sealed by the repository's key")]
+    NotAuthentic,
+    #[error("does not decompress to its length")]
+    NotCompressed,
+    #[error("does not have its hash")]
+    WrongHash,
+}
+
+/// Opens blobs into buffers it keeps.
+pub(crate) struct Decoder {
+    decompressor: Decompressor<'static>,
+    opened: Vec<u8>,
+    plain: Vec<u8>,
+}
+
+impl Decoder {
+    pub(crate) fn new() -> Result<Self, EngineError> {
+        let decompressor = Decompressor::new()
+            .map_err(|error| EngineError::bug(format!("zstd cannot decompress: {error}")))?;
+        Ok(Self { decompressor, opened: Vec::new(), plain: Vec::new() })
+    }
+
+    /// The plain bytes. Never more memory than `shape` says.
+    pub(crate) fn decode(
+        &mut self,
+        key: &Key,
+        sealed: &[u8],
+        shape: Shape,
+    ) -> Result<&[u8], BlobFault> {
+        key.open_into(sealed, &mut self.opened).map_err(|_| BlobFault::NotAuthentic)?;
+        if shape.uncompressed_length == 0 {
+            return Ok(&self.opened);
+        }
+        let length = shape.uncompressed_length as usize;
+        self.plain.clear();
+        self.plain.reserve(length);
+        match self.decompressor.decompress_to_buffer(&self.opened, &mut self.plain) {
+            Ok(written) if written == length => Ok(&self.plain),
+            Ok(_) | Err(_) => Err(BlobFault::NotCompressed),
+        }
+    }
+
+    /// The plain bytes, whose hash is `id`.
+    pub(crate) fn decode_verified(
+        &mut self,
+        key: &Key,
+        sealed: &[u8],
+        shape: Shape,
+        id: BlobId,
+    ) -> Result<&[u8], BlobFault> {
+        let plain = self.decode(key, sealed, shape)?;
+        if BlobId::of(plain) == id { Ok(plain) } else { Err(BlobFault::WrongHash) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> Key {
+        Key::from_parts(&[1; 32], &[2; 16], &[3; 16]).unwrap()
+    }
+
+    #[test]
+    fn what_shrinks_is_compressed_and_what_does_not_is_stored_as_it_is() {
+        let mut encoder = Encoder::new(3).unwrap();
+        let mut noise = vec![0; 4096];
+        crate::crypto::fill_random(&mut noise).unwrap();
+        for (plain, uncompressed_length) in [(vec![b'a'; 4096], 4096), (noise, 0)] {
+            let mut sealed = vec![9; 3];
+            let shape = encoder.encode_into(&key(), &plain, &mut sealed).unwrap();
+            assert_eq!(shape.uncompressed_length, uncompressed_length);
+            assert_eq!(shape.plain_bytes(), 4096);
+            let mut decoder = Decoder::new().unwrap();
+            let id = BlobId::of(&plain);
+            let opened = decoder.decode_verified(&key(), &sealed[3..], shape, id).unwrap();
+            assert_eq!(opened, plain);
+        }
+    }
+
+    #[test]
+    fn a_bomb_does_not_decompress_beyond_its_length() {
+        let bomb = zstd::bulk::compress(&vec![0; 16 << 20], 3).unwrap();
+        let sealed = key().seal(&bomb).unwrap();
+        let length = u32::try_from(sealed.len()).unwrap();
+        let mut decoder = Decoder::new().unwrap();
+        let shape = Shape { length, uncompressed_length: 1000 };
+        assert_eq!(decoder.decode(&key(), &sealed, shape), Err(BlobFault::NotCompressed));
+        assert!(decoder.plain.capacity() < 1 << 20);
+    }
+
+    #[test]
+    fn senseless_shapes_are_told_apart() {
+        for (length, uncompressed_length, sane) in [
+            (32, 0, false),
+            (0, 100, false),
+            (33, 0, true),
+            (33, u32::MAX, false),
+            (u32::MAX, 0, false),
+            (u32::MAX, 1, false),
+            ((64 << 20) + 32, 0, true),
+        ] {
+            let shape = Shape { length, uncompressed_length };
+            assert_eq!(shape.is_sane(BlobKind::Data), sane, "{shape:?}");
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Wrappers around a backend.
+
+mod fault;
+
+pub use fault::{Fault, FaultBackend, Operation};

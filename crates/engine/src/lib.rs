@@ -1,0 +1,48 @@
+//! The deduplicating repository in restic's format. Knows nothing of servers, projects, tenants.
+#![warn(missing_docs)]
+
+mod backend;
+mod base64;
+mod blob;
+mod check;
+mod chunk;
+mod control;
+mod crypto;
+mod document;
+mod error;
+mod id;
+mod index;
+mod keys;
+pub mod layer;
+mod lock;
+mod pack;
+mod plan;
+mod polynomial;
+mod read;
+mod repository;
+mod restore;
+mod session;
+mod snapshot;
+mod source;
+mod store;
+mod time;
+mod tree;
+mod vault;
+
+pub use backend::{
+    Backend, BackendError, Listed, LocalBackend, MemoryBackend, ObjectKind, ObjectName,
+};
+pub use check::{CheckReport, Problem, ReadData};
+pub use chunk::ChunkSize;
+pub use control::{CancelFlag, Gate, NoProgress, OpenGate, Progress, Stopped};
+pub use crypto::{KdfCost, Password};
+pub use error::EngineError;
+pub use id::{BlobId, IndexId, InvalidId, KeyId, LockId, PackId, RepositoryId, SnapshotId, TreeId};
+pub use read::{SnapshotView, VolumeView};
+pub use repository::{Closed, CreateOptions, Indexed, Open, Repository};
+pub use restore::{ReadOptions, ReadReport};
+pub use session::Session;
+pub use snapshot::{Snapshot, SnapshotMeta};
+pub use source::{Extent, ExtentKind, Sink, SinkError, Source, SourceError};
+pub use store::{StoreOptions, StoredVolume};
+pub use time::{InvalidTime, Timestamp};

@@ -1,0 +1,105 @@
+//! restic's locks: objects that say who uses the repository, so that nobody prunes it
+//! meanwhile.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    backend::{ObjectKind, ObjectName},
+    error::EngineError,
+    id::LockId,
+    time::Timestamp,
+    vault::Vault,
+};
+
+/// Who holds a lock of ours; the session is the host.
+const LOCK_USER: &str = "kedge";
+/// restic takes older locks for forgotten ones.
+const STALE_MICROS: i64 = 30 * 60 * 1_000_000;
+
+#[derive(Serialize, Deserialize)]
+struct LockFile {
+    time: String,
+    exclusive: bool,
+    #[serde(default)]
+    hostname: String,
+    #[serde(default)]
+    username: String,
+    #[serde(default)]
+    pid: i64,
+}
+
+/// Writes a shared lock in the name of a session.
+pub(crate) fn put_shared(
+    vault: &Vault,
+    session_name: &str,
+    now: Timestamp,
+) -> Result<LockId, EngineError> {
+    let file = LockFile {
+        time: now.to_string(),
+        exclusive: false,
+        hostname: session_name.into(),
+        username: LOCK_USER.into(),
+        pid: i64::from(std::process::id()),
+    };
+    let mut id = LockId([0; 32]);
+    vault.put_document(
+        |hash| {
+            id = LockId(hash);
+            ObjectName::Lock(id)
+        },
+        &file,
+    )?;
+    Ok(id)
+}
+
+/// Fails when someone holds the repository exclusively. A lock that cannot be read may
+/// be an exclusive one.
+pub(crate) fn require_not_exclusive(vault: &Vault, now: Timestamp) -> Result<(), EngineError> {
+    for (_, file) in load_all(vault)? {
+        let time = Timestamp::parse(&file.time);
+        let is_stale =
+            time.is_ok_and(|time| now.as_micros().saturating_sub(time.as_micros()) > STALE_MICROS);
+        if file.exclusive && !is_stale {
+            let by = format!("{}@{}, process {}", file.username, file.hostname, file.pid);
+            return Err(EngineError::Locked { by });
+        }
+    }
+    Ok(())
+}
+
+/// Removes the locks of a session; says how many there were.
+pub(crate) fn remove_of_session(vault: &Vault, session_name: &str) -> Result<usize, EngineError> {
+    let mut removed = 0;
+    for (name, file) in load_all(vault)? {
+        if file.username == LOCK_USER && file.hostname == session_name {
+            vault.delete(&name)?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+/// The sessions of ours that have lock objects, each once.
+pub(crate) fn list_sessions(vault: &Vault) -> Result<Vec<String>, EngineError> {
+    let ours = load_all(vault)?.into_iter().filter(|(_, file)| file.username == LOCK_USER);
+    let mut sessions: Vec<_> = ours.map(|(_, file)| file.hostname).collect();
+    sessions.sort();
+    sessions.dedup();
+    Ok(sessions)
+}
+
+fn load_all(vault: &Vault) -> Result<Vec<(ObjectName, LockFile)>, EngineError> {
+    let mut locks = Vec::new();
+    for listed in vault.list(ObjectKind::Lock)? {
+        match vault.get_document(&listed.name) {
+            Ok(file) => locks.push((listed.name, file)),
+            // Locks come and go.
+            Err(error) => {
+                if vault.exists(&listed.name)? {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(locks)
+}

@@ -1,0 +1,213 @@
+//! Reading what snapshots hold. Nothing read is trusted: every blob must carry the
+//! repository's seal and have its hash.
+
+use std::{collections::HashSet, sync::Arc};
+
+use crate::{
+    backend::ObjectName,
+    blob::{BlobKind, Decoder},
+    chunk::{ChunkSize, Cut, Zeroes},
+    control::CancelFlag,
+    error::EngineError,
+    id::{BlobId, SnapshotId, TreeId},
+    repository::{Indexed, Repository},
+    snapshot::Snapshot,
+    tree::{Node, NodeKind, Tree, VOLUME_FILE},
+};
+
+/// Files beside volumes are read into memory; larger ones are none of ours.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+
+/// A snapshot whose root tree has been read.
+#[derive(Debug)]
+pub struct SnapshotView {
+    repository: Arc<Repository<Indexed>>,
+    snapshot: Snapshot,
+    root: Tree,
+}
+
+/// A volume in a snapshot: its size and the list of its blobs. Serves as the parent of
+/// the next backup, and as what is restored or compared.
+#[derive(Debug)]
+pub struct VolumeView {
+    size_bytes: u64,
+    subtree: TreeId,
+    chunk_size: Option<ChunkSize>,
+    content: Vec<BlobId>,
+}
+
+impl SnapshotView {
+    /// The snapshot object.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// Names of the directories in the root, sorted: the volumes.
+    pub fn volume_names(&self) -> Vec<&str> {
+        self.names(NodeKind::Dir)
+    }
+
+    /// Names of the files beside the volumes, sorted.
+    pub fn file_names(&self) -> Vec<&str> {
+        self.names(NodeKind::File)
+    }
+
+    fn names(&self, kind: NodeKind) -> Vec<&str> {
+        let nodes = self.root.nodes.iter().filter(|node| node.kind == kind);
+        let mut names: Vec<_> = nodes.map(|node| node.name.as_str()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    fn find(&self, name: &str, kind: NodeKind) -> Result<&Node, EngineError> {
+        let not_found = || EngineError::EntryNotFound { name: name.into() };
+        self.root.find(name, kind).ok_or_else(not_found)
+    }
+
+    /// Reads the list of a volume's blobs.
+    pub fn volume(&self, name: &str) -> Result<VolumeView, EngineError> {
+        let dir = self.find(name, NodeKind::Dir)?;
+        let damaged = |what: &str| EngineError::damaged(format!("volume {name:?}"), what);
+        let subtree = dir.subtree.ok_or_else(|| damaged("is a directory without a tree"))?;
+        let mut tree = self.repository.load_tree(subtree)?;
+        let is_disk = |node: &Node| node.name == VOLUME_FILE && node.kind == NodeKind::File;
+        let position = tree.nodes.iter().position(is_disk);
+        let node = tree.nodes.swap_remove(position.ok_or_else(|| damaged("has no disk"))?);
+        let content = node.content.ok_or_else(|| damaged("has no list of blobs"))?;
+        let chunk_size = self.repository.chunk_size_of(node.size, &content);
+        Ok(VolumeView { size_bytes: node.size, subtree, chunk_size, content })
+    }
+
+    /// Reads a file beside the volumes.
+    pub fn file(&self, name: &str) -> Result<Vec<u8>, EngineError> {
+        let node = self.find(name, NodeKind::File)?;
+        let damaged = |what: &str| EngineError::damaged(format!("file {name:?}"), what);
+        if node.size > FILE_BYTES_MAX {
+            return Err(damaged("is larger than any such file"));
+        }
+        let mut bytes = Vec::new();
+        for id in node.content.iter().flatten() {
+            bytes.extend_from_slice(&self.repository.load_blob(BlobKind::Data, *id)?);
+            if bytes.len() as u64 > node.size {
+                break;
+            }
+        }
+        if bytes.len() as u64 == node.size {
+            Ok(bytes)
+        } else {
+            Err(damaged("does not have the sum of its blobs as size"))
+        }
+    }
+}
+
+impl VolumeView {
+    /// The volume's size.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// The tree that holds the volume.
+    pub fn subtree(&self) -> TreeId {
+        self.subtree
+    }
+
+    /// How the volume is cut; `None` when not into chunks as the engine cuts.
+    pub fn chunk_size(&self) -> Option<ChunkSize> {
+        self.chunk_size
+    }
+
+    /// The volume's blobs in order.
+    pub fn blobs(&self) -> &[BlobId] {
+        &self.content
+    }
+
+    pub(crate) fn cut(&self) -> Option<Cut> {
+        let cut = |chunk_size| Cut { size_bytes: self.size_bytes, chunk_size };
+        self.chunk_size.map(cut)
+    }
+
+    pub(crate) fn cut_content(&self) -> Option<(Cut, &[BlobId])> {
+        self.cut().map(|cut| (cut, self.content.as_slice()))
+    }
+}
+
+impl Repository<Indexed> {
+    /// Reads a snapshot's root. The index is refreshed, so that what other processes
+    /// stored is found.
+    pub fn open_snapshot(self: &Arc<Self>, id: SnapshotId) -> Result<SnapshotView, EngineError> {
+        let snapshot = self.get_snapshot(id)?;
+        self.refresh()?;
+        let root = self.load_tree(snapshot.tree)?;
+        Ok(SnapshotView { repository: Arc::clone(self), snapshot, root })
+    }
+
+    /// The plain bytes of one blob.
+    pub(crate) fn load_blob(&self, kind: BlobKind, id: BlobId) -> Result<Vec<u8>, EngineError> {
+        let location = self.state.index.find(kind, id);
+        let location =
+            location.ok_or_else(|| EngineError::damaged(blob_name(kind, id), "missing"))?;
+        let mut sealed = vec![0; location.shape.length as usize];
+        let pack = ObjectName::Pack(location.pack);
+        self.vault.read_at(&pack, u64::from(location.offset), &mut sealed)?;
+        let mut decoder = Decoder::new()?;
+        match decoder.decode_verified(&self.vault.key, &sealed, location.shape, id) {
+            Ok(plain) => Ok(plain.to_vec()),
+            Err(fault) => {
+                Err(EngineError::damaged(pack, format!("{} {fault}", blob_name(kind, id))))
+            }
+        }
+    }
+
+    pub(crate) fn load_tree(&self, id: TreeId) -> Result<Tree, EngineError> {
+        let json = self.load_blob(BlobKind::Tree, id.blob())?;
+        Tree::parse(&json).map_err(|what| EngineError::damaged(format!("tree {id}"), what))
+    }
+
+    /// A blob's plain length, if the index knows the blob.
+    pub(crate) fn data_bytes_of(&self, id: BlobId) -> Option<u32> {
+        self.state.index.find(BlobKind::Data, id).map(|found| found.shape.plain_bytes())
+    }
+
+    /// The size of chunks a content list consists of.
+    fn chunk_size_of(&self, size_bytes: u64, content: &[BlobId]) -> Option<ChunkSize> {
+        let zeroes = Zeroes::of_volume(size_bytes);
+        let len_of = |id| zeroes.len_of(id).or_else(|| self.data_bytes_of(id));
+        // Lists of zeroes alone fit every size; then the usual one is as good as any.
+        let usual = ChunkSize::for_volume(size_bytes);
+        let mut sizes = std::iter::once(usual).chain(ChunkSize::ALL);
+        sizes.find(|size| Cut { size_bytes, chunk_size: *size }.fits(content, len_of))
+    }
+
+    /// Fails unless the index knows every blob below a tree.
+    pub(crate) fn require_complete(
+        &self,
+        root: TreeId,
+        cancel: &CancelFlag,
+    ) -> Result<(), EngineError> {
+        let mut seen = HashSet::from([root]);
+        let mut open = vec![root];
+        while let Some(id) = open.pop() {
+            cancel.check()?;
+            for node in self.load_tree(id)?.nodes {
+                open.extend(node.subtree.filter(|subtree| seen.insert(*subtree)));
+                let mut content = node.content.iter().flatten();
+                let missing =
+                    content.find(|blob| !self.state.index.contains(BlobKind::Data, **blob));
+                if let Some(blob) = missing {
+                    return Err(EngineError::damaged(
+                        format!("tree {id}"),
+                        format!("{} is missing", blob_name(BlobKind::Data, *blob)),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn blob_name(kind: BlobKind, id: BlobId) -> String {
+    match kind {
+        BlobKind::Data => format!("blob {id}"),
+        BlobKind::Tree => format!("tree {id}"),
+    }
+}

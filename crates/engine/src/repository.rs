@@ -1,0 +1,236 @@
+//! A repository and how far it has been opened: [`Closed`], [`Open`] when the password
+//! was right, [`Indexed`] when the index is in memory.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    backend::{Backend, BackendError, ObjectKind, ObjectName},
+    crypto::{KdfCost, Key, Password, fill_random},
+    document,
+    error::EngineError,
+    id::{RepositoryId, SnapshotId},
+    index::Index,
+    keys, polynomial,
+    snapshot::{self, Snapshot, SnapshotCache},
+    time::Timestamp,
+    vault::Vault,
+};
+
+/// Nothing is known yet. No value has this state; it names the functions that make or
+/// open a repository.
+#[derive(Debug)]
+pub struct Closed(());
+
+/// The master key is known.
+#[derive(Debug)]
+pub struct Open(());
+
+/// The index is in memory: blobs can be found, written and read.
+#[derive(Debug)]
+pub struct Indexed {
+    pub(crate) index: Index,
+    pub(crate) snapshots: SnapshotCache,
+}
+
+/// A repository in state `S`.
+#[derive(Debug)]
+pub struct Repository<S> {
+    id: RepositoryId,
+    pub(crate) vault: Vault,
+    pub(crate) state: S,
+}
+
+/// What a new repository is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct CreateOptions<'a> {
+    /// Opens the repository.
+    pub password: &'a Password,
+    /// The cost of guessing the password.
+    pub kdf: KdfCost,
+    /// The moment, noted in the key object.
+    pub created_at: Timestamp,
+    /// Opaque bytes for `kedge/access.json`, stored before the repository counts as made.
+    pub access: Option<&'a [u8]>,
+}
+
+const VERSION: u32 = 2;
+const CONFIG_BYTES_MAX: u64 = 64 << 10;
+const ACCESS_BYTES_MAX: u64 = 1 << 20;
+
+#[derive(Serialize, Deserialize)]
+struct ConfigFile {
+    version: u32,
+    id: RepositoryId,
+    chunker_polynomial: String,
+}
+
+impl Repository<Closed> {
+    /// Whether the place holds a repository. A place that cannot be reached, such as a
+    /// local directory that does not exist, is an error rather than a no.
+    pub fn is_initialised(backend: &dyn Backend) -> Result<bool, EngineError> {
+        let size = backend.find_size(&ObjectName::Config);
+        let size = size.map_err(|error| EngineError::writing(&ObjectName::Config, error))?;
+        Ok(size.is_some())
+    }
+
+    /// Makes a repository. The config is written last; what came before it counts for
+    /// nothing, so after a failure or crash the call can be repeated. One caller at a
+    /// time.
+    pub fn create(
+        backend: Arc<dyn Backend>,
+        options: &CreateOptions<'_>,
+    ) -> Result<Repository<Open>, EngineError> {
+        backend.prepare().map_err(|error| EngineError::writing(&ObjectName::Config, error))?;
+        if Self::is_initialised(&*backend)? {
+            return Err(EngineError::AlreadyExists);
+        }
+        require_unused(&*backend)?;
+        if let Some(access) = options.access {
+            put_access(&*backend, access)?;
+        }
+        let key = replace_keys(&*backend, options)?;
+        let config = new_config()?;
+        let sealed = key.seal(&document::to_json(&config)?)?;
+        let name = ObjectName::Config;
+        backend.put(&name, &sealed).map_err(|error| EngineError::writing(&name, error))?;
+        Ok(Repository { id: config.id, vault: Vault { backend, key }, state: Open(()) })
+    }
+
+    /// Opens the repository with a password.
+    pub fn open(
+        backend: Arc<dyn Backend>,
+        password: &Password,
+    ) -> Result<Repository<Open>, EngineError> {
+        let name = ObjectName::Config;
+        let sealed = match backend.get(&name, CONFIG_BYTES_MAX) {
+            Ok(sealed) => sealed,
+            Err(BackendError::NotFound) => return Err(EngineError::NotARepository),
+            Err(error) => return Err(EngineError::reading(&name, error)),
+        };
+        let names = keys::list(&*backend)?;
+        if names.is_empty() {
+            return Err(EngineError::damaged("keys", "no key is left"));
+        }
+        let key = keys::open(&*backend, &names, password)?;
+        let config: ConfigFile =
+            document::open(&key, &sealed).map_err(|what| EngineError::damaged(name, what))?;
+        if config.version != VERSION {
+            return Err(EngineError::UnsupportedVersion(config.version));
+        }
+        Ok(Repository { id: config.id, vault: Vault { backend, key }, state: Open(()) })
+    }
+
+    /// The bytes in `kedge/access.json`, if there are any. Takes no password: they are
+    /// what the password is found by.
+    pub fn find_access(backend: &dyn Backend) -> Result<Option<Vec<u8>>, EngineError> {
+        match backend.get(&ObjectName::Access, ACCESS_BYTES_MAX) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(BackendError::NotFound) => Ok(None),
+            Err(error) => Err(EngineError::reading(&ObjectName::Access, error)),
+        }
+    }
+}
+
+/// Without a config, keys are remnants of an attempt to make a repository; but where
+/// data lies, the config was lost, and the keys with it would be too.
+fn require_unused(backend: &dyn Backend) -> Result<(), EngineError> {
+    for kind in [ObjectKind::Index, ObjectKind::Snapshot, ObjectKind::Pack] {
+        match backend.list(kind) {
+            Ok(listed) if listed.is_empty() => {}
+            Ok(_) => return Err(EngineError::damaged(ObjectName::Config, "missing beside data")),
+            // A place without config has lost its repository, or never had one.
+            Err(BackendError::Unreachable { .. }) => {}
+            Err(error) => return Err(EngineError::List(error)),
+        }
+    }
+    Ok(())
+}
+
+/// The only key object afterwards is a new one. Nothing was ever sealed with the
+/// master keys of earlier attempts.
+fn replace_keys(backend: &dyn Backend, options: &CreateOptions<'_>) -> Result<Key, EngineError> {
+    for name in keys::list(backend)? {
+        backend.delete(&name).map_err(|error| EngineError::writing(&name, error))?;
+    }
+    let key = Key::random()?;
+    keys::put(backend, &key, options.password, options.kdf, options.created_at)?;
+    Ok(key)
+}
+
+fn new_config() -> Result<ConfigFile, EngineError> {
+    let mut id = [0; 32];
+    fill_random(&mut id)?;
+    Ok(ConfigFile {
+        version: VERSION,
+        id: RepositoryId(id),
+        chunker_polynomial: format!("{:x}", polynomial::random_irreducible()?),
+    })
+}
+
+fn put_access(backend: &dyn Backend, bytes: &[u8]) -> Result<(), EngineError> {
+    let name = ObjectName::Access;
+    backend.put(&name, bytes).map_err(|error| EngineError::writing(&name, error))
+}
+
+impl<S> Repository<S> {
+    /// The repository's random id.
+    pub fn id(&self) -> RepositoryId {
+        self.id
+    }
+
+    /// Replaces `kedge/access.json`.
+    pub fn put_access(&self, bytes: &[u8]) -> Result<(), EngineError> {
+        put_access(&*self.vault.backend, bytes)
+    }
+}
+
+impl Repository<Open> {
+    /// Reads all index objects.
+    pub fn load_index(self) -> Result<Repository<Indexed>, EngineError> {
+        let index = Index::default();
+        index.refresh(&self.vault)?;
+        let state = Indexed { index, snapshots: SnapshotCache::default() };
+        Ok(Repository { id: self.id, vault: self.vault, state })
+    }
+}
+
+impl Repository<Indexed> {
+    /// Reads index objects written meanwhile and forgets vanished ones.
+    pub fn refresh(&self) -> Result<(), EngineError> {
+        self.state.index.refresh(&self.vault)
+    }
+
+    /// All snapshots, oldest first. One that cannot be read fails the call.
+    pub fn list_snapshots(&self) -> Result<Vec<Snapshot>, EngineError> {
+        let loaded = self.state.snapshots.load(&self.vault)?;
+        match loaded.damaged.into_iter().next() {
+            Some(damage) => Err(damage),
+            None => Ok(loaded.readable),
+        }
+    }
+
+    /// One snapshot, read anew.
+    pub fn get_snapshot(&self, id: SnapshotId) -> Result<Snapshot, EngineError> {
+        snapshot::read(&self.vault, id)
+    }
+
+    /// Whether the snapshot's object is there. It is not read.
+    pub fn snapshot_exists(&self, id: SnapshotId) -> Result<bool, EngineError> {
+        self.vault.exists(&ObjectName::Snapshot(id))
+    }
+
+    /// Snapshots with a tag, oldest first. Damaged snapshots are passed over.
+    pub fn find_snapshots_by_tag(&self, tag: &str) -> Result<Vec<Snapshot>, EngineError> {
+        let mut found = self.state.snapshots.load(&self.vault)?.readable;
+        found.retain(|snapshot| snapshot.tags.iter().any(|other| other == tag));
+        Ok(found)
+    }
+
+    /// Removes a snapshot; one that is not there is removed already. Its blobs stay
+    /// until they are pruned. The caller has asked its own gate.
+    pub fn delete_snapshot(&self, id: SnapshotId) -> Result<(), EngineError> {
+        self.vault.delete(&ObjectName::Snapshot(id))
+    }
+}

@@ -1,0 +1,328 @@
+//! Storing a volume.
+//!
+//! Worker threads take chunks from a shared planner, and each does everything with its
+//! chunk: read, test for zeroes, hash, look up, compress, seal, verify, pack, put. So
+//! there are no queues to bound: memory is a chunk and a pack per thread.
+
+use std::{
+    num::NonZeroUsize,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use crate::{
+    blob::{BlobKind, Encoder},
+    chunk::{self, BaseIds, Change, ChunkSize, Cut, Zeroes, is_zero, zero_block_id},
+    control::Progress,
+    error::EngineError,
+    id::{BlobId, TreeId},
+    pack::PackBuilder,
+    plan::{Planner, Purpose, Skipped, Task},
+    read::VolumeView,
+    session::Session,
+    source::Source,
+    time::Timestamp,
+    tree::{self, Content, NewNode, VOLUME_FILE},
+};
+
+/// How a volume is stored.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreOptions {
+    /// Chunk size; `None` keeps the parent's, or goes by the volume's size.
+    pub chunk_size: Option<ChunkSize>,
+    /// zstd level, 1 to 22; 0 stands for zstd's default, negative ones are faster.
+    pub zstd_level: i32,
+    /// Worker threads. Each holds a pack of some 17 MiB and two chunks.
+    pub threads: NonZeroUsize,
+    /// Modification time of the volume's node, if its content changed.
+    pub modified_at: Timestamp,
+}
+
+/// A volume that was stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredVolume {
+    /// The tree that holds it. The same as the parent's when nothing changed.
+    pub subtree: TreeId,
+    /// The volume's size.
+    pub size_bytes: u64,
+    /// Bytes of chunks that are not all zero: what the volume references.
+    pub data_bytes: u64,
+    /// Bytes read from the source.
+    pub read_bytes: u64,
+    /// Plain bytes of chunks whose blob was new to the repository.
+    pub new_bytes: u64,
+    /// The same, compressed and sealed.
+    pub stored_bytes: u64,
+    /// Number of chunks.
+    pub chunks: u64,
+    /// Chunks that were read.
+    pub read_chunks: u64,
+    /// Chunks whose blob was new.
+    pub new_chunks: u64,
+    /// Chunks with another blob than in the parent; without a parent, than zeroes.
+    pub changed_chunks: u64,
+}
+
+/// A content list takes 67 bytes per blob; this leaves room for the node around it.
+const CONTENT_BLOBS_MAX: u64 = 16_000_000;
+
+impl Session {
+    /// Stores a volume. Extents the source calls unchanged are taken from `parent`
+    /// without reading, save for a sample; an error [`EngineError::SourceLied`] says
+    /// that the sample differs: store again from a source that calls nothing unchanged.
+    ///
+    /// After that error, and after an error of the source, the session can go on.
+    pub fn store_volume(
+        &self,
+        source: &dyn Source,
+        parent: Option<&VolumeView>,
+        options: &StoreOptions,
+        progress: &dyn Progress,
+    ) -> Result<StoredVolume, EngineError> {
+        let _storing = self.storing().read().unwrap_or_else(PoisonError::into_inner);
+        self.permit()?;
+        let cut = choose_cut(source.size_bytes(), parent, options);
+        let base = BaseIds::new(cut, parent.and_then(VolumeView::cut_content));
+        let (tally, skipped) = self.store_chunks(source, cut, base.clone(), options, progress)?;
+        let mut changes = tally.changes;
+        changes.extend(skipped.changes);
+        changes.sort_unstable();
+        let subtree = match parent.filter(|parent| changes.is_empty() && parent.cut() == Some(cut))
+        {
+            Some(parent) if self.has_tree(parent.subtree()) => parent.subtree(),
+            Some(_) | None => self.store_list(cut, base, &changes, options)?,
+        };
+        Ok(StoredVolume {
+            subtree,
+            size_bytes: cut.size_bytes,
+            data_bytes: tally.data_bytes + skipped.data_bytes,
+            read_bytes: tally.read_bytes,
+            new_bytes: tally.new_bytes,
+            stored_bytes: tally.stored_bytes,
+            chunks: cut.chunks(),
+            read_chunks: tally.read_chunks,
+            new_chunks: tally.new_chunks,
+            changed_chunks: changes.len() as u64,
+        })
+    }
+
+    fn has_tree(&self, id: TreeId) -> bool {
+        self.repository.state.index.contains(BlobKind::Tree, id.blob())
+    }
+
+    fn store_chunks(
+        &self,
+        source: &dyn Source,
+        cut: Cut,
+        base: BaseIds<'_>,
+        options: &StoreOptions,
+        progress: &dyn Progress,
+    ) -> Result<(Tally, Skipped), EngineError> {
+        let index = &self.repository.state.index;
+        let pipeline = Pipeline {
+            session: self,
+            source,
+            progress,
+            zstd_level: options.zstd_level,
+            chunk_bytes: cut.chunk_size.bytes() as usize,
+            planner: Mutex::new(Planner::new(source, index, cut, base, self.name())),
+            is_over: AtomicBool::new(false),
+        };
+        let tally = pipeline.run(options.threads)?;
+        let planner = pipeline.planner.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok((tally, planner.into_skipped()))
+    }
+
+    /// Writes the volume's tree, and the blobs its zeroes are expressed by.
+    fn store_list(
+        &self,
+        cut: Cut,
+        base: BaseIds<'_>,
+        changes: &[Change],
+        options: &StoreOptions,
+    ) -> Result<TreeId, EngineError> {
+        let content = chunk::content(cut, base, changes);
+        let zeroes = Zeroes::of_volume(cut.size_bytes);
+        let mut needed = Vec::new();
+        let mut blobs = 0;
+        for id in content.clone() {
+            blobs += 1;
+            if blobs > CONTENT_BLOBS_MAX {
+                return Err(EngineError::VolumeTooLarge { size_bytes: cut.size_bytes });
+            }
+            if zeroes.plain(id).is_some() && !needed.contains(&id) {
+                needed.push(id);
+            }
+        }
+        let mut encoder = Encoder::new(options.zstd_level)?;
+        for plain in needed.into_iter().filter_map(|id| zeroes.plain(id)) {
+            self.store_data(plain, &mut encoder)?;
+        }
+        let content = Content(content);
+        let node = NewNode::file(VOLUME_FILE, cut.size_bytes, content, options.modified_at);
+        self.store_tree(&tree::to_json(&[node])?)
+    }
+}
+
+/// A chain keeps its chunk size, or nothing of the parent could be kept.
+fn choose_cut(size_bytes: u64, parent: Option<&VolumeView>, options: &StoreOptions) -> Cut {
+    let of_parent = parent.and_then(VolumeView::chunk_size);
+    let chosen = options.chunk_size.or(of_parent);
+    let chunk_size = chosen.unwrap_or_else(|| ChunkSize::for_volume(size_bytes));
+    Cut { size_bytes, chunk_size }
+}
+
+/// What the workers did.
+#[derive(Debug, Default)]
+struct Tally {
+    changes: Vec<Change>,
+    data_bytes: u64,
+    read_bytes: u64,
+    new_bytes: u64,
+    stored_bytes: u64,
+    read_chunks: u64,
+    new_chunks: u64,
+}
+
+impl Tally {
+    fn add(&mut self, mut other: Self) {
+        self.changes.append(&mut other.changes);
+        self.data_bytes += other.data_bytes;
+        self.read_bytes += other.read_bytes;
+        self.new_bytes += other.new_bytes;
+        self.stored_bytes += other.stored_bytes;
+        self.read_chunks += other.read_chunks;
+        self.new_chunks += other.new_chunks;
+    }
+}
+
+struct Pipeline<'a> {
+    session: &'a Session,
+    source: &'a dyn Source,
+    progress: &'a dyn Progress,
+    zstd_level: i32,
+    chunk_bytes: usize,
+    planner: Mutex<Planner<'a>>,
+    /// One worker failed; the others need not go on.
+    is_over: AtomicBool,
+}
+
+impl Pipeline<'_> {
+    fn run(&self, threads: NonZeroUsize) -> Result<Tally, EngineError> {
+        let outcomes: Vec<_> = thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads.get()).map(|_| scope.spawn(|| self.work())).collect();
+            workers.into_iter().map(|worker| worker.join()).collect()
+        });
+        let mut tally = Tally::default();
+        for outcome in outcomes {
+            match outcome {
+                Ok(worked) => tally.add(worked?),
+                // Its pack is gone, and with it blobs others may refer to.
+                Err(_) => {
+                    return self.session.or_fail(|| Err(EngineError::bug("a worker panicked")));
+                }
+            }
+        }
+        Ok(tally)
+    }
+
+    fn work(&self) -> Result<Tally, EngineError> {
+        let mut worker = Worker {
+            pipeline: self,
+            encoder: Encoder::new(self.zstd_level)?,
+            pack: self.session.lend_pack(),
+            buffer: vec![0; self.chunk_bytes],
+            tally: Tally::default(),
+        };
+        let outcome = worker.run();
+        if outcome.is_err() {
+            self.is_over.store(true, Ordering::Relaxed);
+        }
+        // Whatever happened, the blobs in it are whole, and others may refer to them.
+        self.session.return_pack(worker.pack);
+        outcome.map(|()| worker.tally)
+    }
+
+    fn next(&self) -> Result<Option<Task>, EngineError> {
+        if self.is_over.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        self.session.permit()?;
+        let (task, passed_bytes) =
+            self.planner.lock().unwrap_or_else(PoisonError::into_inner).next()?;
+        if passed_bytes > 0 {
+            self.progress.advance(passed_bytes);
+        }
+        Ok(task)
+    }
+}
+
+struct Worker<'p, 'a> {
+    pipeline: &'p Pipeline<'a>,
+    encoder: Encoder,
+    pack: PackBuilder,
+    buffer: Vec<u8>,
+    tally: Tally,
+}
+
+impl Worker<'_, '_> {
+    fn run(&mut self) -> Result<(), EngineError> {
+        while let Some(task) = self.pipeline.next()? {
+            self.read(&task)?;
+            match task.purpose {
+                Purpose::Store => self.store(&task)?,
+                Purpose::Sample => self.compare(&task)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, task: &Task) -> Result<(), EngineError> {
+        let buffer = &mut self.buffer[..task.len as usize];
+        self.pipeline.source.read_at(task.offset, buffer)?;
+        self.tally.read_bytes += u64::from(task.len);
+        self.tally.read_chunks += 1;
+        Ok(())
+    }
+
+    fn plain<'b>(buffer: &'b [u8], task: &Task) -> &'b [u8] {
+        &buffer[..task.len as usize]
+    }
+
+    fn store(&mut self, task: &Task) -> Result<(), EngineError> {
+        let plain = Self::plain(&self.buffer, task);
+        let id = chunk_id(plain);
+        if id != zero_block_id() {
+            self.tally.data_bytes += u64::from(task.len);
+            if self.pipeline.session.claim(BlobKind::Data, id) {
+                let session = self.pipeline.session;
+                let shape = session.add(&mut self.pack, &mut self.encoder, id, plain)?;
+                self.tally.new_bytes += u64::from(task.len);
+                self.tally.stored_bytes += u64::from(shape.length);
+                self.tally.new_chunks += 1;
+            }
+        }
+        if id != task.base {
+            self.tally.changes.push(Change { chunk: task.chunk, id });
+        }
+        self.pipeline.progress.advance(u64::from(task.len));
+        Ok(())
+    }
+
+    /// The chunk was counted when it was kept.
+    fn compare(&mut self, task: &Task) -> Result<(), EngineError> {
+        if chunk_id(Self::plain(&self.buffer, task)) == task.base {
+            Ok(())
+        } else {
+            Err(EngineError::SourceLied { offset: task.offset })
+        }
+    }
+}
+
+/// The blob of a chunk; the zero block for any zeroes.
+fn chunk_id(plain: &[u8]) -> BlobId {
+    if is_zero(plain) { zero_block_id() } else { BlobId::of(plain) }
+}

@@ -1,0 +1,121 @@
+//! Every call of the store fails once, before or after it was done. Whatever the call
+//! then reports, the repository stays clean and the next attempt succeeds.
+
+use std::sync::Arc;
+
+use kedge_engine::{
+    Backend, BackendError, EngineError, LocalBackend, MemoryBackend, Repository, SnapshotId,
+    layer::{Fault, FaultBackend, Operation},
+};
+
+use crate::support::{
+    Disk, KIB, Repo, assert_clean, assert_restores, back_up, create, noise, open, password, restic,
+    restore, store_options, volume,
+};
+
+const CHUNK: usize = 512 * KIB;
+
+fn disks() -> [Disk; 2] {
+    // More than one pack of data.
+    let first = noise(1, 36 * CHUNK);
+    let mut second = first.clone();
+    second[3 * CHUNK] ^= 1;
+    [Disk::new(first), Disk::new(second)]
+}
+
+/// Opens or makes the repository, as the service does.
+fn open_or_create(backend: Arc<dyn Backend>) -> Result<Repo, EngineError> {
+    match Repository::is_initialised(&*backend) {
+        Ok(false) => create(backend),
+        Ok(true) => open(backend),
+        Err(error) if error.is_unreachable() => create(backend),
+        Err(error) => Err(error),
+    }
+}
+
+/// A whole life: make, back up, back up again, restore.
+fn live(backend: Arc<dyn Backend>, disks: &[Disk; 2]) -> Result<[SnapshotId; 2], EngineError> {
+    let repo = open_or_create(backend)?;
+    let (one, _) = back_up(&repo, &disks[0], None, &store_options(), "one")?;
+    let parent = volume(&repo, one)?;
+    let (two, _) = back_up(&repo, &disks[1], Some(&parent), &store_options(), "two")?;
+    assert!(restore(&repo, two)? == disks[1].bytes);
+    Ok([one, two])
+}
+
+fn full() -> BackendError {
+    BackendError::Full
+}
+
+#[test]
+fn whichever_call_fails_the_repository_stays_clean_and_the_next_attempt_succeeds() {
+    let disks = disks();
+    let healthy = Arc::new(FaultBackend::new(MemoryBackend::new()));
+    live(Arc::clone(&healthy) as Arc<dyn Backend>, &disks).unwrap();
+    let calls = healthy.recorded().len();
+    assert!(calls > 30, "{calls}");
+    let mut failures = 0;
+    for at in 0..calls {
+        for fault in [Fault::Before(full()), Fault::After(full())] {
+            let backend = Arc::new(FaultBackend::new(MemoryBackend::new()));
+            backend.fail_after(at, fault.clone());
+            let outcome = live(Arc::clone(&backend) as Arc<dyn Backend>, &disks);
+            failures += usize::from(outcome.is_err());
+            if let Err(error) = outcome {
+                let told = error.is_full() || matches!(error, EngineError::List(_));
+                assert!(told, "call {at}, {fault:?}: {error}");
+            }
+            backend.repair();
+            let shared = Arc::clone(&backend) as Arc<dyn Backend>;
+            if Repository::is_initialised(&*backend).unwrap() {
+                assert_clean(&open(Arc::clone(&shared)).unwrap());
+            }
+            let [one, two] = live(Arc::clone(&shared), &disks).unwrap();
+            let repo = open(shared).unwrap();
+            assert_eq!(repo.list_snapshots().unwrap().len(), 2, "call {at}, {fault:?}");
+            assert_restores(&repo, one, &disks[0].bytes);
+            assert_restores(&repo, two, &disks[1].bytes);
+            assert_clean(&repo);
+        }
+    }
+    // Nothing but removing a lock while dropping may fail unheard.
+    assert!(failures >= 2 * calls - 4, "{failures} of {}", 2 * calls);
+}
+
+#[test]
+fn after_any_failed_put_restic_finds_nothing_wrong() {
+    let disks = disks();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("healthy");
+    let healthy = Arc::new(FaultBackend::new(LocalBackend::new(&path)));
+    live(Arc::clone(&healthy) as Arc<dyn Backend>, &disks).unwrap();
+    let calls = healthy.recorded();
+    let is_put = |at: &usize| calls[*at].0 == Operation::Put;
+    let puts: Vec<_> = (0..calls.len()).filter(is_put).collect();
+    // Access, key, config; then for each backup its lock, packs, index and snapshot.
+    assert!(puts.len() >= 12, "{calls:?}");
+    for (number, at) in puts.iter().enumerate().skip(3) {
+        let path = dir.path().join(number.to_string());
+        let backend = Arc::new(FaultBackend::new(LocalBackend::new(&path)));
+        backend.fail_after(*at, Fault::Before(full()));
+        let failed = live(Arc::clone(&backend) as Arc<dyn Backend>, &disks);
+        assert!(failed.is_err_and(|error| error.is_full()));
+        restic(&path, &["check", "--read-data"]);
+    }
+}
+
+#[test]
+fn a_store_that_breaks_down_in_the_middle_is_reported_as_unreachable() {
+    let disks = disks();
+    let backend = Arc::new(FaultBackend::new(MemoryBackend::new()));
+    let shared = Arc::clone(&backend) as Arc<dyn Backend>;
+    let [one, _] = live(Arc::clone(&shared), &disks).unwrap();
+    let repo = open(Arc::clone(&shared)).unwrap();
+    backend.break_down();
+    let failed = back_up(&repo, &disks[0], None, &store_options(), "three").unwrap_err();
+    assert!(failed.is_unreachable() && failed.is_retryable(), "{failed}");
+    assert!(restore(&repo, one).unwrap_err().is_unreachable());
+    assert!(Repository::open(Arc::clone(&shared), &password()).unwrap_err().is_unreachable());
+    backend.repair();
+    assert_restores(&repo, one, &disks[0].bytes);
+}
