@@ -1,0 +1,412 @@
+//! Checkpoints, items, volume backups: writing new ones and finding them.
+
+use std::collections::HashMap;
+
+use kedge_core::checkpoint::{Checkpoint, Item, SnapshotRef};
+use kedge_core::ids::{CheckpointId, ItemId, ProjectId, ServerId};
+use kedge_core::status::ItemStatus;
+use kedge_core::time::Timestamp;
+use sqlx::{QueryBuilder, Sqlite};
+
+use crate::codec::{
+    ITEM_COLUMNS, ItemRow, TagRow, VolumeRow, item_details, method_word, snapshot_of, to_json,
+    volume_details,
+};
+use crate::db::{Store, Tx};
+use crate::error::{Result, StoreError};
+use crate::jobs::NewJob;
+use crate::text::{folded, without_nul};
+
+/// Most ids in one look-up: a third of what one statement may carry in SQLite.
+pub(crate) const IDS_MAX: usize = 10_000;
+
+/// Items that a walk over a project loads at once.
+const WALK_ITEMS: i64 = 500;
+
+/// A deleted item whose data lay in the repository: what entitles a reconciler to remove
+/// that snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tombstone {
+    /// The item.
+    pub item: ItemId,
+    /// Where its data lay.
+    pub snapshot: SnapshotRef,
+    /// When it was deleted.
+    pub deleted_at: Timestamp,
+}
+
+/// Which items to load, each a `WHERE` that all three statements share.
+pub(crate) enum Which<'a> {
+    OfProject {
+        project: &'a ProjectId,
+        ids: &'a [ItemId],
+    },
+    OfCheckpoint {
+        project: &'a ProjectId,
+        checkpoint: &'a CheckpointId,
+    },
+    Latest {
+        project: &'a ProjectId,
+        server: &'a ServerId,
+    },
+    /// Ids that a scoped statement of the same transaction found.
+    Found {
+        ids: &'a [String],
+    },
+}
+
+impl Store {
+    /// Records an accepted backup: the checkpoint, its items, which must be protecting,
+    /// the job and its claims.
+    ///
+    /// # Errors
+    /// [`StoreError::Claimed`] when another job holds the server.
+    pub async fn create_protect(&self, checkpoint: &Checkpoint, job: &NewJob) -> Result<()> {
+        if checkpoint.items.iter().any(|item| item.status != ItemStatus::Protecting) {
+            return Err(StoreError::Misuse("a new item has to be protecting".to_owned()));
+        }
+        let mut tx = self.write().await?;
+        tx.insert_checkpoint(checkpoint).await?;
+        tx.insert_items(checkpoint).await?;
+        tx.insert_job(job).await?;
+        tx.commit().await
+    }
+
+    /// Records items rebuilt from the repository, whole. Their checkpoint's row may exist
+    /// from an earlier one.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`] when one of the items does, be it as a tombstone, or when
+    /// the checkpoint is another project's; nothing is adopted then.
+    pub async fn adopt(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let mut tx = self.write().await?;
+        match tx.owner_of(&checkpoint.id).await? {
+            None => tx.insert_checkpoint(checkpoint).await?,
+            Some(owner) if owner == checkpoint.project_id => {}
+            Some(_) => return Err(StoreError::Exists(format!("checkpoint {:?}", checkpoint.id))),
+        }
+        tx.insert_items(checkpoint).await?;
+        tx.commit().await
+    }
+
+    /// The item, unless it is absent, deleted or another project's.
+    ///
+    /// # Errors
+    /// The catalogue does not answer.
+    pub async fn find_item(&self, project: &ProjectId, id: &ItemId) -> Result<Option<Item>> {
+        Ok(self.find_items(project, std::slice::from_ref(id)).await?.pop())
+    }
+
+    /// Those of the items that the project has, oldest first.
+    ///
+    /// # Errors
+    /// The catalogue does not answer, or too many ids are asked for.
+    pub async fn find_items(&self, project: &ProjectId, ids: &[ItemId]) -> Result<Vec<Item>> {
+        if ids.len() > IDS_MAX {
+            return Err(StoreError::TooMany { asked: ids.len(), most: IDS_MAX });
+        }
+        self.read().await?.load(&Which::OfProject { project, ids }).await
+    }
+
+    /// The checkpoint with the items it still has; none when all of them are deleted.
+    ///
+    /// # Errors
+    /// The catalogue does not answer.
+    pub async fn find_checkpoint(
+        &self,
+        project: &ProjectId,
+        id: &CheckpointId,
+    ) -> Result<Option<Checkpoint>> {
+        let mut tx = self.read().await?;
+        let row: Option<(String, String, i64)> = tx
+            .query_as(
+                "SELECT plan_id, plan_name, created_at FROM checkpoints \
+                 WHERE id = $1 AND project_id = $2",
+            )
+            .bind(id.as_str().to_owned())
+            .bind(project.as_str().to_owned())
+            .fetch_optional(tx.conn())
+            .await?;
+        let items = tx.load(&Which::OfCheckpoint { project, checkpoint: id }).await?;
+        let Some((plan_id, plan_name, created_at)) = row.filter(|_| !items.is_empty()) else {
+            return Ok(None);
+        };
+        Ok(Some(Checkpoint {
+            id: id.clone(),
+            project_id: project.clone(),
+            created_at: Timestamp::from_micros(created_at),
+            plan_id,
+            plan_name,
+            items,
+        }))
+    }
+
+    /// The server's latest backup that is available: what an incremental builds on.
+    ///
+    /// # Errors
+    /// The catalogue does not answer.
+    pub async fn latest_available_item(
+        &self,
+        project: &ProjectId,
+        server: &ServerId,
+    ) -> Result<Option<Item>> {
+        let which = Which::Latest { project, server };
+        Ok(self.read().await?.load(&which).await?.pop())
+    }
+
+    /// Every item of a project, for reconcilers.
+    ///
+    /// # Errors
+    /// The catalogue does not answer.
+    pub async fn all_items(&self, project: &ProjectId) -> Result<Vec<Item>> {
+        let mut tx = self.read().await?;
+        let mut items: Vec<Item> = Vec::new();
+        loop {
+            let after = items.last().map_or("", |item| item.id.as_str()).to_owned();
+            let rows: Vec<(String,)> = tx
+                .query_as(
+                    "SELECT id FROM items WHERE project_id = $1 AND status <> 'deleted' \
+                     AND id > $2 ORDER BY id LIMIT $3",
+                )
+                .bind(project.as_str().to_owned())
+                .bind(after)
+                .bind(WALK_ITEMS)
+                .fetch_all(tx.conn())
+                .await?;
+            if rows.is_empty() {
+                return Ok(items);
+            }
+            let ids: Vec<String> = rows.into_iter().map(|row| row.0).collect();
+            items.extend(tx.load_in_order(&ids).await?);
+        }
+    }
+
+    /// Deleted items of a project whose data lay in the repository.
+    ///
+    /// # Errors
+    /// The catalogue does not answer.
+    pub async fn list_tombstones(&self, project: &ProjectId) -> Result<Vec<Tombstone>> {
+        let mut tx = self.read().await?;
+        let rows: Vec<(String, Option<String>, Option<String>, i64)> = tx
+            .query_as(
+                "SELECT id, snapshot_id, tree_id, deleted_at FROM items WHERE project_id = $1 \
+                 AND status = 'deleted' AND deleted_at IS NOT NULL \
+                 AND snapshot_id IS NOT NULL ORDER BY deleted_at, id",
+            )
+            .bind(project.as_str().to_owned())
+            .fetch_all(tx.conn())
+            .await?;
+        Ok(rows.into_iter().filter_map(tombstone).collect())
+    }
+}
+
+fn tombstone(row: (String, Option<String>, Option<String>, i64)) -> Option<Tombstone> {
+    let (id, snapshot, tree, deleted_at) = row;
+    Some(Tombstone {
+        item: ItemId::asked(&id),
+        snapshot: snapshot_of(snapshot, tree)?,
+        deleted_at: Timestamp::from_micros(deleted_at),
+    })
+}
+
+impl Tx<'_> {
+    /// Loads items by three statements, always all three, so that nothing tells whether
+    /// the first one found any.
+    pub(crate) async fn load(&mut self, which: &Which<'_>) -> Result<Vec<Item>> {
+        let mut select = QueryBuilder::new(format!("SELECT {ITEM_COLUMNS} FROM items i WHERE "));
+        which.push_where(&mut select);
+        select.push(" ORDER BY i.created_at, i.id");
+        let rows: Vec<ItemRow> = self.built_as(&mut select).fetch_all(self.conn()).await?;
+
+        let mut select = QueryBuilder::new(
+            "SELECT v.id, v.item_id, v.details, v.stored \
+             FROM volume_backups v JOIN items i ON i.id = v.item_id WHERE ",
+        );
+        which.push_where(&mut select);
+        select.push(" ORDER BY v.item_id, v.position");
+        let volumes: Vec<VolumeRow> = self.built_as(&mut select).fetch_all(self.conn()).await?;
+
+        let mut select = QueryBuilder::new(
+            "SELECT t.item_id, t.tag_key, t.tag_value \
+             FROM item_tags t JOIN items i ON i.id = t.item_id WHERE ",
+        );
+        which.push_where(&mut select);
+        select.push(" ORDER BY t.item_id, t.position");
+        let tags: Vec<TagRow> = self.built_as(&mut select).fetch_all(self.conn()).await?;
+
+        assemble(rows, volumes, &tags)
+    }
+
+    /// The items with these ids, in this order.
+    pub(crate) async fn load_in_order(&mut self, ids: &[String]) -> Result<Vec<Item>> {
+        let items = self.load(&Which::Found { ids }).await?;
+        let mut by_id: HashMap<String, Item> =
+            items.into_iter().map(|item| (item.id.to_string(), item)).collect();
+        Ok(ids.iter().filter_map(|id| by_id.remove(id)).collect())
+    }
+
+    async fn insert_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        self.query(
+            "INSERT INTO checkpoints (id, project_id, plan_id, plan_name, created_at) \
+             VALUES ($1, $2, $3, $4, $5)",
+        )
+        .bind(checkpoint.id.as_str().to_owned())
+        .bind(checkpoint.project_id.as_str().to_owned())
+        .bind(checkpoint.plan_id.clone())
+        .bind(checkpoint.plan_name.clone())
+        .bind(checkpoint.created_at.as_micros())
+        .execute(self.conn())
+        .await?;
+        Ok(())
+    }
+
+    async fn owner_of(&mut self, checkpoint: &CheckpointId) -> Result<Option<ProjectId>> {
+        let row: Option<(String,)> = self
+            .query_as("SELECT project_id FROM checkpoints WHERE id = $1")
+            .bind(checkpoint.as_str().to_owned())
+            .fetch_optional(self.conn())
+            .await?;
+        Ok(row.map(|row| ProjectId::new(row.0)))
+    }
+
+    async fn insert_items(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        for item in &checkpoint.items {
+            if item.checkpoint_id != checkpoint.id || item.project_id != checkpoint.project_id {
+                let text = format!("item {:?} is not of checkpoint {:?}", item.id, checkpoint.id);
+                return Err(StoreError::Misuse(text));
+            }
+            self.insert_item(item).await?;
+        }
+        Ok(())
+    }
+
+    async fn insert_item(&mut self, item: &Item) -> Result<()> {
+        let fault = item.fault.as_ref().map(to_json).transpose()?;
+        let (source, hardware) = (&item.source, &item.source.hardware);
+        self.query(
+            "INSERT INTO items (id, checkpoint_id, project_id, job_id, server_id, name, \
+             name_folded, server_name_folded, zone, private_ip, public_ip, status, method, \
+             progress, details, fault, snapshot_id, tree_id, created_at, updated_at, \
+             protected_at, finished_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, \
+             $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)",
+        )
+        .bind(item.id.as_str().to_owned())
+        .bind(item.checkpoint_id.as_str().to_owned())
+        .bind(item.project_id.as_str().to_owned())
+        .bind(item.job_id.as_str().to_owned())
+        .bind(source.id.as_str().to_owned())
+        .bind(item.name.clone())
+        .bind(folded(&item.name))
+        .bind(folded(&source.name))
+        .bind(without_nul(&source.zone))
+        .bind(without_nul(&hardware.private_ip))
+        .bind(without_nul(&hardware.public_ip))
+        .bind(item.status.as_str())
+        .bind(method_word(item.method))
+        .bind(i64::from(item.progress))
+        .bind(item_details(item)?)
+        .bind(fault)
+        .bind(item.snapshot.as_ref().map(|snapshot| snapshot.snapshot.clone()))
+        .bind(item.snapshot.as_ref().map(|snapshot| snapshot.tree.clone()))
+        .bind(item.created_at.as_micros())
+        .bind(item.updated_at.as_micros())
+        .bind(item.protected_at.map(Timestamp::as_micros))
+        .bind(item.finished_at.map(Timestamp::as_micros))
+        .execute(self.conn())
+        .await?;
+        self.insert_tags(item).await?;
+        self.insert_volumes(item).await
+    }
+
+    async fn insert_tags(&mut self, item: &Item) -> Result<()> {
+        for (position, tag) in (0_i64..).zip(&item.tags) {
+            self.query(
+                "INSERT INTO item_tags (item_id, position, tag_key, tag_value) \
+                 VALUES ($1, $2, $3, $4)",
+            )
+            .bind(item.id.as_str().to_owned())
+            .bind(position)
+            .bind(tag.key().to_owned())
+            .bind(tag.value().to_owned())
+            .execute(self.conn())
+            .await?;
+        }
+        Ok(())
+    }
+
+    async fn insert_volumes(&mut self, item: &Item) -> Result<()> {
+        for (position, volume) in (0_i64..).zip(&item.volumes) {
+            self.query(
+                "INSERT INTO volume_backups (id, item_id, position, details, stored) \
+                 VALUES ($1, $2, $3, $4, $5)",
+            )
+            .bind(volume.id.as_str().to_owned())
+            .bind(item.id.as_str().to_owned())
+            .bind(position)
+            .bind(volume_details(volume)?)
+            .bind(volume.stored.as_ref().map(to_json).transpose()?)
+            .execute(self.conn())
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+impl Which<'_> {
+    fn push_where(&self, builder: &mut QueryBuilder<Sqlite>) {
+        builder.push("i.status <> 'deleted' AND ");
+        match self {
+            Self::OfProject { project, ids } => {
+                builder.push("i.project_id = ").push_bind(project.as_str().to_owned());
+                push_ids(builder, ids.iter().map(ItemId::as_str));
+            }
+            Self::OfCheckpoint { project, checkpoint } => {
+                builder.push("i.project_id = ").push_bind(project.as_str().to_owned());
+                builder.push(" AND i.checkpoint_id = ");
+                builder.push_bind(checkpoint.as_str().to_owned());
+            }
+            Self::Latest { project, server } => {
+                builder.push(
+                    "i.id = (SELECT l.id FROM items l WHERE l.status = 'available' \
+                     AND l.project_id = ",
+                );
+                builder.push_bind(project.as_str().to_owned()).push(" AND l.server_id = ");
+                builder.push_bind(server.as_str().to_owned());
+                builder.push(
+                    " AND l.snapshot_id IS NOT NULL AND l.protected_at IS NOT NULL \
+                     ORDER BY l.protected_at DESC, l.id DESC LIMIT 1)",
+                );
+            }
+            Self::Found { ids } => {
+                builder.push("0 = 0");
+                push_ids(builder, ids.iter().map(String::as_str));
+            }
+        }
+    }
+}
+
+/// ` AND i.id IN (…)`. The first id names nothing, so that the list is never empty.
+fn push_ids<'i>(builder: &mut QueryBuilder<Sqlite>, ids: impl Iterator<Item = &'i str>) {
+    builder.push(" AND i.id IN (''");
+    for id in ids {
+        builder.push(", ").push_bind(id.to_owned());
+    }
+    builder.push(")");
+}
+
+fn assemble(rows: Vec<ItemRow>, volumes: Vec<VolumeRow>, tags: &[TagRow]) -> Result<Vec<Item>> {
+    let mut items = rows.into_iter().map(ItemRow::decode).collect::<Result<Vec<_>>>()?;
+    let places: HashMap<String, usize> =
+        items.iter().enumerate().map(|(at, item)| (item.id.to_string(), at)).collect();
+    for row in volumes {
+        if let Some(item) = places.get(&row.item_id).and_then(|at| items.get_mut(*at)) {
+            item.volumes.push(row.decode()?);
+        }
+    }
+    for row in tags {
+        if let Some(item) = places.get(&row.item_id).and_then(|at| items.get_mut(*at)) {
+            item.tags.push(row.decode()?);
+        }
+    }
+    Ok(items)
+}

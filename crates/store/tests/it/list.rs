@@ -1,0 +1,230 @@
+use kedge_core::checkpoint::Item;
+use kedge_core::ids::ItemId;
+use kedge_core::status::ItemStatus;
+use kedge_store::{Direction, ItemFilter, PageRequest, SortKey, Store, StoreError};
+
+use crate::fixture::*;
+
+const BOTH: [Direction; 2] = [Direction::Asc, Direction::Desc];
+
+/// Items that are equal in many ways, so that every tie-break counts.
+async fn store_of_ties() -> (Store, Vec<Item>) {
+    let store = Store::open_in_memory().await.unwrap();
+    let statuses = [ItemStatus::Available, ItemStatus::Error, ItemStatus::Protecting];
+    let names = ["a", "B", "ä", "a%"];
+    let mut items = Vec::new();
+    for (number, turn) in (0..19_u64).zip(0_usize..) {
+        let mut item = item(number * 7 % 19);
+        item.created_at = at(i64::try_from(number % 3).unwrap());
+        item.updated_at = at(-i64::try_from(number % 4).unwrap());
+        item.protected_at = (number % 3 != 0).then(|| at(i64::try_from(number % 2).unwrap()));
+        item.status = statuses[turn % 3];
+        item.name = names[turn % 4].to_owned();
+        store.adopt(&checkpoint_of(vec![item.clone()])).await.unwrap();
+        items.push(item);
+    }
+    (store, items)
+}
+
+fn every_sort() -> Vec<Vec<(SortKey, Direction)>> {
+    let mut sorts = vec![Vec::new()];
+    for first in SortKey::ALL {
+        for direction in BOTH {
+            sorts.push(vec![(first, direction)]);
+            for second in SortKey::ALL {
+                sorts.extend(BOTH.map(|other| vec![(first, direction), (second, other)]));
+            }
+        }
+    }
+    sorts
+}
+
+/// Sorting written again, in another way than the store's.
+fn sorted(mut items: Vec<Item>, sort: &[(SortKey, Direction)]) -> Vec<Item> {
+    let last = sort.last().map_or(Direction::Desc, |(_, direction)| *direction);
+    let mut keys = sort.to_vec();
+    if keys.is_empty() {
+        keys.push((SortKey::CreatedAt, Direction::Desc));
+    }
+    // A key named twice counts by its first mention, so the id's last mention is harmless.
+    keys.push((SortKey::Id, last));
+    for (key, direction) in keys.iter().rev() {
+        items.sort_by(|a, b| {
+            let order = match key {
+                SortKey::CreatedAt => a.created_at.cmp(&b.created_at),
+                SortKey::UpdatedAt => a.updated_at.cmp(&b.updated_at),
+                SortKey::Name => a.name.cmp(&b.name),
+                SortKey::Status => a.status.as_str().cmp(b.status.as_str()),
+                SortKey::ProtectedAt => a.protected_at.cmp(&b.protected_at),
+                SortKey::Id => a.id.cmp(&b.id),
+            };
+            match direction {
+                Direction::Asc => order,
+                Direction::Desc => order.reverse(),
+            }
+        });
+    }
+    items
+}
+
+fn ids(items: Vec<Item>) -> Vec<ItemId> {
+    items.into_iter().map(|item| item.id).collect()
+}
+
+#[tokio::test]
+async fn pages_put_together_are_the_whole_list_for_every_sort() {
+    let (store, items) = store_of_ties().await;
+    let filter = ItemFilter::default();
+    for sort in every_sort() {
+        let whole = ids(sorted(items.clone(), &sort));
+        for limit in [4, 19, 1000] {
+            let mut page = PageRequest { limit, sort: sort.clone(), ..PageRequest::default() };
+            let mut seen = Vec::new();
+            loop {
+                let got = store.list_items(&filter, &page).await.unwrap();
+                page.marker = got.items.last().map(|item| item.id.clone());
+                seen.extend(ids(got.items));
+                assert_eq!(got.has_more, seen.len() < whole.len(), "{sort:?} {limit}");
+                if !got.has_more {
+                    break;
+                }
+            }
+            assert_eq!(seen, whole, "{sort:?} {limit}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_offset_counts_from_the_marker() {
+    let (store, items) = store_of_ties().await;
+    let sort = vec![(SortKey::Id, Direction::Asc)];
+    let whole = sorted(items, &sort);
+    let page =
+        PageRequest { limit: 2, offset: 3, marker: Some(whole[4].id.clone()), sort: sort.clone() };
+    let got = store.list_items(&ItemFilter::default(), &page).await.unwrap();
+    assert_eq!(got.items, whole[8..10]);
+    assert!(got.has_more);
+    let beyond = PageRequest { offset: u64::MAX, ..page };
+    let got = store.list_items(&ItemFilter::default(), &beyond).await.unwrap();
+    assert_eq!((got.items.len(), got.has_more), (0, false));
+}
+
+#[tokio::test]
+async fn a_marker_deleted_meanwhile_still_marks_its_place() {
+    let store = Store::open_in_memory().await.unwrap();
+    for number in 1..=3 {
+        make_available(&store, number).await;
+    }
+    let (item, job) = delete_job(2);
+    store.create_deletes(&project(), &checkpoint_id(2), &[(item, job)]).await.unwrap();
+    let job = claim(&store).await;
+    let done = delete_work(2, kedge_core::job::DeleteState::Done);
+    store.finish_delete(&job, &done, at(1)).await.unwrap();
+
+    let sort = vec![(SortKey::Id, Direction::Asc)];
+    let page = PageRequest { marker: Some(item_id(2)), sort, ..PageRequest::default() };
+    let got = store.list_items(&ItemFilter::default(), &page).await.unwrap();
+    assert_eq!(ids(got.items), [item_id(3)]);
+    let page = PageRequest { marker: Some(item_id(9)), ..PageRequest::default() };
+    let unknown = store.list_items(&ItemFilter::default(), &page).await;
+    assert_eq!(unknown, Err(StoreError::UnknownMarker));
+}
+
+/// Three items that differ in everything a filter looks at.
+async fn store_of_three() -> Store {
+    let store = Store::open_in_memory().await.unwrap();
+    let rows = [
+        (1, "Größe_100%", "web\0one", "az-1", "10.0.0.1", "", ItemStatus::Available),
+        (2, "GRÖSSE-2", "Database!", "az-2", "10.0.0.2", "10.0.0.1", ItemStatus::Error),
+        (3, "it's", "ΟΔΟΣ\nb\\c", "az-3\0", "", "", ItemStatus::Protecting),
+    ];
+    for (number, name, server, zone, private_ip, public_ip, status) in rows {
+        let mut item = item(number);
+        item.name = name.to_owned();
+        item.source.name = server.to_owned();
+        item.source.zone = zone.to_owned();
+        item.source.hardware.private_ip = private_ip.to_owned();
+        item.source.hardware.public_ip = public_ip.to_owned();
+        item.status = status;
+        item.created_at = at(i64::try_from(number).unwrap() * 10);
+        let mut checkpoint = checkpoint_of(vec![item]);
+        checkpoint.plan_id = format!("plan-{number}");
+        store.adopt(&checkpoint).await.unwrap();
+    }
+    store
+}
+
+#[tokio::test]
+async fn each_filter_admits_what_it_names_and_nothing_else() {
+    let store = store_of_three().await;
+    let none = ItemFilter::default;
+    let text = |value: &str| Some(value.to_owned());
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    let server = "OS::Nova::Server";
+    let rows: Vec<(&str, ItemFilter, &[u64])> = vec![
+        ("nothing", none(), &[1, 2, 3]),
+        ("project", ItemFilter { project: Some(project()), ..none() }, &[1, 2, 3]),
+        ("another project", ItemFilter { project: Some(stranger()), ..none() }, &[]),
+        ("status", ItemFilter { status: Some(ItemStatus::Error), ..none() }, &[2]),
+        ("deleted", ItemFilter { status: Some(ItemStatus::Deleted), ..none() }, &[]),
+        ("case", ItemFilter { name_contains: text("grösse"), ..none() }, &[1, 2]),
+        ("empty part", ItemFilter { name_contains: text(""), ..none() }, &[1, 2, 3]),
+        ("per cent", ItemFilter { name_contains: text("%"), ..none() }, &[1]),
+        ("underscore", ItemFilter { name_contains: text("E_1"), ..none() }, &[1]),
+        ("quote", ItemFilter { name_contains: text("T'S"), ..none() }, &[3]),
+        ("injection", ItemFilter { name_contains: text("' OR 1=1 --"), ..none() }, &[]),
+        ("NUL", ItemFilter { name_contains: text("\0"), ..none() }, &[]),
+        ("huge", ItemFilter { name_contains: Some("x".repeat(100_000)), ..none() }, &[]),
+        ("server", ItemFilter { resource_name_contains: text("DATA"), ..none() }, &[2]),
+        ("escape", ItemFilter { resource_name_contains: text("e!"), ..none() }, &[2]),
+        ("after NUL", ItemFilter { resource_name_contains: text("\0ONE"), ..none() }, &[1]),
+        ("newline", ItemFilter { resource_name_contains: text("\nB\\C"), ..none() }, &[3]),
+        ("greek", ItemFilter { resource_name_contains: text("οδος"), ..none() }, &[3]),
+        ("zone", ItemFilter { zone: text("az-2"), ..none() }, &[2]),
+        ("zone with NUL", ItemFilter { zone: text("az-3\0"), ..none() }, &[3]),
+        ("part of a zone", ItemFilter { zone: text("az"), ..none() }, &[]),
+        ("server id", ItemFilter { resource_id: Some(server_id(3)), ..none() }, &[3]),
+        ("type", ItemFilter { resource_types: words(&["x", server]), ..none() }, &[1, 2, 3]),
+        ("other type", ItemFilter { resource_types: words(&["x"]), ..none() }, &[]),
+        ("from", ItemFilter { created_from: Some(at(20)), ..none() }, &[2, 3]),
+        ("to", ItemFilter { created_to: Some(at(20)), ..none() }, &[1, 2]),
+        (
+            "window",
+            ItemFilter { created_from: Some(at(11)), created_to: Some(at(29)), ..none() },
+            &[2],
+        ),
+        ("image", ItemFilter { image_type: text("backup"), ..none() }, &[1, 2, 3]),
+        ("other image", ItemFilter { image_type: text("replication"), ..none() }, &[]),
+        ("policy", ItemFilter { policy_id: text("plan-2"), ..none() }, &[2]),
+        ("no policy", ItemFilter { policy_id: text("plan"), ..none() }, &[]),
+        ("record", ItemFilter { checkpoint_id: Some(checkpoint_id(1)), ..none() }, &[1]),
+        ("address", ItemFilter { ip: text("10.0.0.1"), ..none() }, &[1, 2]),
+        ("hostile address", ItemFilter { ip: text(HOSTILE), ..none() }, &[]),
+        (
+            "both of two",
+            ItemFilter { ip: text("10.0.0.1"), status: Some(ItemStatus::Error), ..none() },
+            &[2],
+        ),
+    ];
+    let sort = vec![(SortKey::Id, Direction::Asc)];
+    let page = PageRequest { sort, ..PageRequest::default() };
+    for (what, filter, expected) in rows {
+        let got = store.list_items(&filter, &page).await.unwrap();
+        let wanted: Vec<_> = expected.iter().map(|number| item_id(*number)).collect();
+        assert_eq!(ids(got.items), wanted, "{what}");
+        let count = store.count_items(&filter).await.unwrap();
+        assert_eq!(count, u64::try_from(expected.len()).unwrap(), "{what}");
+    }
+}
+
+#[test]
+fn every_word_of_a_sort_reads_back() {
+    for key in SortKey::ALL {
+        assert_eq!(SortKey::from_word(key.as_str()), Some(key));
+    }
+    for direction in BOTH {
+        assert_eq!(Direction::from_word(direction.as_str()), Some(direction));
+    }
+    assert_eq!(SortKey::from_word("size"), None);
+    assert_eq!(Direction::from_word("ASC"), None);
+}
