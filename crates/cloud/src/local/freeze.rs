@@ -1,0 +1,195 @@
+//! One moment of a server's disks, kept by clones where the file system shares blocks
+//! between files, else by locks on the disks themselves.
+//!
+//! Invariant: all disks are locked before the first is cloned or read, and none is let go
+//! before the last was. A moment kept in place counts only if, after the last read, every
+//! file is the very one it was: that is what [`Freeze::confirm`] says.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use kedge_core::ids::VolumeId;
+use kedge_core::ports::CloudError;
+use rustix::io::Errno;
+
+use super::config::{Declared, DeclaredDisk};
+use super::error::failed;
+use super::folder::{Access, Folder};
+use super::hold::{Hold, Identity, release};
+use super::qcow2::{BackingFile, ImageFiles};
+
+/// Makes the second file share the first one's blocks.
+pub type CloneFile = fn(&File, &File) -> rustix::io::Result<()>;
+
+/// The kernel's ioctl for it.
+pub(super) fn reflink(from: &File, to: &File) -> rustix::io::Result<()> {
+    rustix::fs::ioctl_ficlone(to, from)
+}
+
+/// Folder of ours that holds clones.
+pub(super) const CLONES_FOLDER: &str = ".kedge";
+/// Disks and their backing files.
+pub(super) const CLONES_MAX: usize = 1024;
+/// A file system's clock ticks at least every 10 ms; this is waited for at most a second.
+const TICK: Duration = Duration::from_millis(5);
+const TICKS_MAX: usize = 200;
+
+/// The disks of a moment, locked.
+#[derive(Debug)]
+pub(super) struct Freeze {
+    pub(super) disks: Vec<FrozenDisk>,
+}
+
+#[derive(Debug)]
+pub(super) struct FrozenDisk {
+    pub(super) declared: DeclaredDisk,
+    pub(super) files: ImageFiles,
+    identities: Vec<Identity>,
+}
+
+impl Freeze {
+    /// Locks these disks of a server.
+    pub(super) fn take(
+        folder: &Folder,
+        server: &Declared,
+        volumes: &[VolumeId],
+    ) -> Result<Self, CloudError> {
+        let mut freeze = Self { disks: Vec::new() };
+        for id in volumes {
+            let disk = server.disk(id)?;
+            freeze.disks.push(FrozenDisk::open(folder, disk)?);
+        }
+        for (name, file) in freeze.distinct_files()? {
+            Hold::Reading.take(file, name)?;
+        }
+        for disk in &mut freeze.disks {
+            disk.identities = disk.identify()?;
+        }
+        Ok(freeze)
+    }
+
+    /// Two disks may stand on one backing file; it is locked through one handle.
+    fn distinct_files(&self) -> Result<Vec<(&str, &File)>, CloudError> {
+        let mut names = HashSet::new();
+        Ok(self
+            .disks
+            .iter()
+            .flat_map(FrozenDisk::files)
+            .filter(|(name, _)| names.insert(*name))
+            .collect())
+    }
+
+    /// Waits until the file system would show a change made from now on. Nothing was read
+    /// yet, so what is written while waiting belongs to the moment.
+    pub(super) fn wait_for_tick(&self, folder: &Folder) -> Result<(), CloudError> {
+        for _ in 0..TICKS_MAX {
+            let now = folder
+                .create_file(PROBE)
+                .and_then(|probe| Identity::of(&probe))
+                .map_err(failed("asking for the file system's time"))?;
+            let mut identities = self.disks.iter().flat_map(|disk| &disk.identities);
+            if !identities.any(|identity| identity.may_hide_a_change(&now)) {
+                return folder.remove(PROBE).map_err(failed("removing a file of ours"));
+            }
+            std::thread::sleep(TICK);
+        }
+        Err(CloudError::retryable("the file system's clock stands still"))
+    }
+
+    /// Says whether every file is as it was.
+    pub(super) fn confirm(&self, folder: &Folder) -> Result<(), CloudError> {
+        self.disks.iter().try_for_each(|disk| disk.confirm(folder))
+    }
+
+    pub(super) fn disk(&self, id: &VolumeId) -> Option<&FrozenDisk> {
+        self.disks.iter().find(|disk| disk.declared.id == *id)
+    }
+
+    /// Clones every file into a folder. `false` when the file system cannot.
+    pub(super) fn clone_into(&self, to: &Folder, clone: CloneFile) -> Result<bool, CloudError> {
+        for disk in &self.disks {
+            for (name, file) in disk.files() {
+                let made = to.create_file(name).map_err(failed("making a clone"))?;
+                match clone(file, &made) {
+                    Ok(()) => made.sync_all().map_err(failed("making a clone durable"))?,
+                    Err(
+                        Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::NOSYS,
+                    ) => return Ok(false),
+                    Err(error) => {
+                        return Err(failed(format!("cloning image {name:?}"))(error.into()));
+                    }
+                }
+            }
+        }
+        to.sync().map_err(failed("making clones durable"))?;
+        Ok(true)
+    }
+}
+
+impl Drop for Freeze {
+    /// Readers may still have copies of the handles; the locks end here all the same.
+    fn drop(&mut self) {
+        for (_, file) in self.disks.iter().flat_map(FrozenDisk::files) {
+            release(file);
+        }
+    }
+}
+
+const PROBE: &str = ".kedge-time";
+
+impl FrozenDisk {
+    /// Opens a disk's files in a folder: the server's own, or one with clones.
+    pub(super) fn open(folder: &Folder, disk: &DeclaredDisk) -> Result<Self, CloudError> {
+        let open = |name: &str| {
+            folder.file(name, Access::Read).map_err(failed(format!("opening image {name:?}")))
+        };
+        let backing = match &disk.backing {
+            Some(backing) => Some(BackingFile {
+                file: open(&backing.file)?,
+                name: backing.file.clone(),
+                format: backing.format,
+            }),
+            None => None,
+        };
+        let files = ImageFiles { top: open(&disk.file)?, backing };
+        Ok(Self { declared: disk.clone(), files, identities: Vec::new() })
+    }
+
+    fn files(&self) -> impl Iterator<Item = (&str, &File)> {
+        let backing = self.files.backing.as_ref();
+        std::iter::once((self.declared.file.as_str(), &self.files.top))
+            .chain(backing.map(|backing| (backing.name.as_str(), &backing.file)))
+    }
+
+    fn identify(&self) -> Result<Vec<Identity>, CloudError> {
+        self.files()
+            .map(|(name, file)| {
+                Identity::of(file).map_err(failed(format!("looking at image {name:?}")))
+            })
+            .collect()
+    }
+
+    /// Looks at the open files and at what their names lead to now.
+    fn confirm(&self, folder: &Folder) -> Result<(), CloudError> {
+        let now = self.identify()?;
+        for ((name, _), (then, now)) in self.files().zip(self.identities.iter().zip(&now)) {
+            let named = match folder.file(name, Access::Read) {
+                Ok(file) => Identity::of(&file).map_err(failed("looking at an image"))?,
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    return Err(CloudError::moment_lost(format!(
+                        "image {name:?} was deleted while it was read"
+                    )));
+                }
+                Err(error) => return Err(failed(format!("opening image {name:?}"))(error)),
+            };
+            if then != now || !named.is_same_file(then) {
+                return Err(CloudError::moment_lost(format!(
+                    "image {name:?} changed while it was read"
+                )));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,737 @@
+//! A cloud that is a directory: each server a folder with a declaration (`server.toml`),
+//! image files, and a file of ours for what lasts (`kedge-state.json`).
+//!
+//! Invariants: no id and no user's name becomes a path; servers are found by reading
+//! declarations. Everything is opened beneath the server's folder, without following links
+//! and only if it is a regular file. Formats and backing files are those declared.
+//!
+//! Nothing here runs machines. Power is what we remember; whoever runs them on these files
+//! holds QEMU's locks, and we keep away.
+
+mod config;
+mod error;
+mod folder;
+mod freeze;
+mod hold;
+mod qcow2;
+mod raw;
+mod state;
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use kedge_core::checkpoint::ChangeToken;
+use kedge_core::ids::{ServerId, VolumeId};
+use kedge_core::ports::{
+    Cloud, CloudError, CloudErrorKind, DiskReader, DiskWriter, OpenSnapshot, ServerRef,
+};
+use kedge_core::resource::{
+    Server, ServerKind, ServerStatus, Sharing, StorageClass, Volume, VolumeStatus,
+};
+use rustix::fs::Advice;
+use tracing::warn;
+
+use self::config::{Declared, DeclaredDisk, Format, SERVER_FILE};
+use self::error::failed;
+use self::folder::{Access, Folder};
+pub use self::freeze::CloneFile;
+use self::freeze::{CLONES_FOLDER, CLONES_MAX, Freeze, FrozenDisk, reflink};
+use self::hold::{Hold, Identity};
+use self::qcow2::{Header, ImageFiles, Qcow2Reader, Qcow2Writer};
+use self::raw::{RawReader, RawWriter};
+use self::state::{Kept, Power, ServerState, SnapshotState};
+
+/// Servers are found by reading every declaration; beyond this another cloud is the answer.
+const SERVERS_MAX: usize = 10_000;
+/// A declaration of 128 disks fits many times over.
+const SERVER_FILE_BYTES_MAX: u64 = 1 << 20;
+/// No disk is larger: what claims to be is damaged or hostile.
+const DISK_BYTES_MAX: u64 = 1 << 46;
+
+/// The directory as a cloud. Clones are handles on the same.
+#[derive(Clone, Debug)]
+pub struct LocalCloud {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    root: PathBuf,
+    clone: CloneFile,
+    /// Held while a server's state changes. Calls under it are short.
+    changing: Mutex<()>,
+    /// Moments kept in place, by our locks.
+    freezes: Mutex<HashMap<(ServerId, String), Arc<Freeze>>>,
+    /// Broken declarations already reported.
+    reported: Mutex<HashSet<OsString>>,
+}
+
+/// What bytes are read for; says what it means when they change meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    /// A frozen moment.
+    Frozen,
+    /// What is on a disk now.
+    Back,
+}
+
+impl Reading {
+    fn changed(self, text: &str) -> CloudError {
+        match self {
+            Self::Frozen => CloudError::moment_lost(text),
+            Self::Back => CloudError::permanent(text),
+        }
+    }
+}
+
+/// A declared server and its open folder.
+#[derive(Debug)]
+struct Found {
+    folder: Folder,
+    server: Declared,
+}
+
+impl LocalCloud {
+    /// The cloud beneath `root`, an existing directory.
+    pub fn open(root: PathBuf) -> Result<Self, CloudError> {
+        Self::open_with_clone(root, reflink)
+    }
+
+    /// The same, with another way to clone a file. What answers `EOPNOTSUPP` makes it
+    /// freeze disks in place.
+    pub fn open_with_clone(root: PathBuf, clone: CloneFile) -> Result<Self, CloudError> {
+        Folder::open(&root).map_err(failed("opening the directory of servers"))?;
+        let shared = Shared {
+            root,
+            clone,
+            changing: Mutex::default(),
+            freezes: Mutex::default(),
+            reported: Mutex::default(),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Does file work where it may block. It runs to its end even if the call is dropped;
+    /// a repeated call waits for it or finds what it made.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Shared) -> Result<T, CloudError> + Send + 'static,
+    ) -> Result<T, CloudError> {
+        let shared = Arc::clone(&self.shared);
+        match tokio::task::spawn_blocking(move || work(&shared)).await {
+            Ok(done) => done,
+            Err(error) => Err(CloudError::permanent(format!("bug in the local cloud: {error}"))),
+        }
+    }
+}
+
+impl Shared {
+    /// Visits every server that is declared well, one open folder at a time.
+    fn visit(&self, mut visit: impl FnMut(Found)) -> Result<(), CloudError> {
+        let root = Folder::open(&self.root).map_err(failed("opening the directory of servers"))?;
+        let names = root.names(SERVERS_MAX).map_err(failed("listing the directory of servers"))?;
+        for name in names {
+            match read_server(&root, &name) {
+                Ok(Some(found)) => visit(found),
+                Ok(None) => {}
+                Err(error) => match error.kind {
+                    CloudErrorKind::Permanent => self.report(name, &error.text),
+                    // Not seen is not absent.
+                    CloudErrorKind::Retryable | CloudErrorKind::MomentLost => return Err(error),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// A broken declaration hides its own server and no other.
+    fn report(&self, folder: OsString, text: &str) {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported.len() < SERVERS_MAX && reported.insert(folder.clone()) {
+            warn!(?folder, text, "server folder {folder:?} is left out: {text:?}");
+        }
+    }
+
+    fn find(&self, of: &ServerRef) -> Result<Option<Found>, CloudError> {
+        let mut matching = Vec::new();
+        self.visit(|found| {
+            if found.server.id == of.server && matching.len() < 2 {
+                matching.push(found);
+            }
+        })?;
+        match matching.len() {
+            0 | 1 => Ok(matching.pop().filter(|found| found.server.project == of.project)),
+            _ => Err(CloudError::permanent(format!("two folders declare server {:?}", of.server))),
+        }
+    }
+
+    fn get(&self, of: &ServerRef) -> Result<Found, CloudError> {
+        self.find(of)?.ok_or_else(|| {
+            CloudError::permanent(format!(
+                "there is no server {:?} in project {:?}",
+                of.server, of.project
+            ))
+        })
+    }
+
+    /// Changes a server's state: alone, and durably before it returns.
+    fn change<T>(
+        &self,
+        found: &Found,
+        change: impl FnOnce(&mut ServerState) -> Result<T, CloudError>,
+    ) -> Result<T, CloudError> {
+        let _alone = self.alone();
+        let _locked = found.folder.lock().map_err(failed("locking a server's state"))?;
+        let before = found.state()?;
+        let mut state = before.clone();
+        let done = change(&mut state)?;
+        if state != before {
+            state.save(&found.folder).map_err(failed("keeping a server's state"))?;
+        }
+        Ok(done)
+    }
+
+    /// [`Shared::change`], for a server that may be gone: then nothing is there to change.
+    fn change_if_found(
+        &self,
+        of: &ServerRef,
+        change: impl FnOnce(&mut ServerState),
+    ) -> Result<(), CloudError> {
+        match self.find(of)? {
+            Some(found) => self.change(&found, |state| {
+                change(state);
+                Ok(())
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn alone(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn freezes(&self) -> MutexGuard<'_, HashMap<(ServerId, String), Arc<Freeze>>> {
+        self.freezes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn held(&self, of: &ServerRef, name: &str) -> Option<Arc<Freeze>> {
+        self.freezes().get(&(of.server.clone(), name.to_owned())).cloned()
+    }
+}
+
+fn read_server(root: &Folder, name: &OsString) -> Result<Option<Found>, CloudError> {
+    let folder = match root.folder(name) {
+        Ok(folder) => folder,
+        Err(error) if is_no_folder(&error) => return Ok(None),
+        Err(error) => return Err(failed("opening the folder")(error)),
+    };
+    let bytes = folder
+        .read(SERVER_FILE, SERVER_FILE_BYTES_MAX)
+        .map_err(failed(format!("reading {SERVER_FILE}")))?;
+    let Some(bytes) = bytes else { return Ok(None) };
+    let server = Declared::parse(&bytes).map_err(CloudError::permanent)?;
+    Ok(Some(Found { folder, server }))
+}
+
+/// Something else than a folder is no server; a link to one, or one just removed, is none
+/// either.
+fn is_no_folder(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotADirectory | ErrorKind::NotFound)
+        || error.raw_os_error() == Some(nix::libc::ELOOP)
+}
+
+/// Reading a server.
+impl Found {
+    fn reference(&self) -> ServerRef {
+        ServerRef { project: self.server.project.clone(), server: self.server.id.clone() }
+    }
+
+    fn state(&self) -> Result<ServerState, CloudError> {
+        ServerState::load(&self.folder).map_err(failed("reading a server's state"))
+    }
+
+    fn describe(&self) -> Result<Server, CloudError> {
+        let server = self.server.clone();
+        let status = match self.state()?.power {
+            Power::Active => ServerStatus::Active,
+            Power::Shutoff => ServerStatus::Shutoff,
+        };
+        let disks = self.server.disks.iter();
+        let volumes = disks.map(|disk| self.describe_disk(disk)).collect::<Result<_, _>>()?;
+        Ok(Server {
+            id: server.id,
+            project_id: server.project,
+            name: server.name,
+            kind: server.kind,
+            status,
+            zone: server.zone,
+            hardware: server.hardware,
+            volumes,
+        })
+    }
+
+    /// A disk that cannot be read is reported as broken and hides nothing else.
+    fn describe_disk(&self, disk: &DeclaredDisk) -> Result<Volume, CloudError> {
+        let (size_bytes, status) = match self.disk_size(disk) {
+            Ok(size_bytes) => (size_bytes, VolumeStatus::Healthy),
+            Err(error) if error.kind == CloudErrorKind::Retryable => return Err(error),
+            Err(_) => (0, VolumeStatus::Error),
+        };
+        Ok(Volume {
+            id: disk.id.clone(),
+            name: disk.name.clone(),
+            size_bytes,
+            role: disk.role,
+            status,
+            sharing: disk.sharing,
+            storage: StorageClass::Ordinary,
+            encryption: disk.encryption,
+        })
+    }
+
+    fn disk_size(&self, disk: &DeclaredDisk) -> Result<u64, CloudError> {
+        let files = FrozenDisk::open(&self.folder, disk)?.files;
+        disk_size(disk, &files)
+    }
+
+    /// Opens a disk to read what is there now, past the page cache: what is durable is
+    /// dropped from it first.
+    fn open_back(&self, disk: &DeclaredDisk) -> Result<Arc<dyn DiskReader>, CloudError> {
+        let files = FrozenDisk::open(&self.folder, disk)?.files;
+        files
+            .top
+            .sync_all()
+            .and_then(|()| Ok(rustix::fs::fadvise(&files.top, 0, None, Advice::DontNeed)?))
+            .map_err(failed("dropping an image from the cache"))?;
+        open_reader(disk, files, Reading::Back)
+    }
+}
+
+impl Declared {
+    fn disk(&self, id: &VolumeId) -> Result<&DeclaredDisk, CloudError> {
+        self.disks.iter().find(|disk| disk.id == *id).ok_or_else(|| {
+            CloudError::permanent(format!("volume {id:?} is not attached to server {:?}", self.id))
+        })
+    }
+}
+
+fn disk_size(disk: &DeclaredDisk, files: &ImageFiles) -> Result<u64, CloudError> {
+    let size_bytes = match disk.format {
+        Format::Raw => Identity::of(&files.top).map(|identity| identity.size_bytes),
+        Format::Qcow2 => Header::read(&files.top).and_then(|header| {
+            header.check_backing(disk.backing.as_ref().map(|backing| backing.file.as_str()))?;
+            Ok(header.size_bytes)
+        }),
+    }
+    .map_err(failed(format!("reading image {:?}", disk.file)))?;
+    if (1..=DISK_BYTES_MAX).contains(&size_bytes) {
+        Ok(size_bytes)
+    } else {
+        Err(CloudError::permanent(format!("image {:?} has {size_bytes} bytes", disk.file)))
+    }
+}
+
+fn open_reader(
+    disk: &DeclaredDisk,
+    files: ImageFiles,
+    reading: Reading,
+) -> Result<Arc<dyn DiskReader>, CloudError> {
+    let size_bytes = disk_size(disk, &files)?;
+    Ok(match disk.format {
+        Format::Raw => Arc::new(RawReader::new(files.top, size_bytes, reading)),
+        Format::Qcow2 => {
+            let reader = Qcow2Reader::open(files, reading);
+            Arc::new(reader.map_err(failed(format!("opening image {:?}", disk.file)))?)
+        }
+    })
+}
+
+/// Freezing.
+impl Shared {
+    fn create_snapshots(
+        &self,
+        of: &ServerRef,
+        volumes: &[VolumeId],
+        name: &str,
+    ) -> Result<(), CloudError> {
+        let found = self.get(of)?;
+        if found.server.kind == ServerKind::BareMetal {
+            return Err(CloudError::permanent("disks of a bare metal server cannot be frozen"));
+        }
+        self.change(&found, |state| {
+            let made = state.snapshots.get(name);
+            if let Some(made) = made {
+                is_of(&made.volumes, volumes, name)?;
+            }
+            match made.map(|made| &made.kept) {
+                Some(Kept::Cloned { .. }) => return Ok(()),
+                Some(Kept::InPlace) if self.held(of, name).is_some() => return Ok(()),
+                Some(Kept::Cloning { folder }) => remove_clones(&found.folder, *folder)?,
+                Some(Kept::InPlace) | None => {}
+            }
+            let freeze = Freeze::take(&found.folder, &found.server, volumes)?;
+            let kept = self.keep(&found, state, name, &freeze)?;
+            if kept == Kept::InPlace {
+                freeze.wait_for_tick(&found.folder)?;
+                self.freezes().insert((of.server.clone(), name.to_owned()), Arc::new(freeze));
+            }
+            state.put_snapshot(name, volumes, kept);
+            Ok(())
+        })
+    }
+
+    /// Clones the disks, or leaves them to their locks. What a crash leaves half cloned is
+    /// named in the state before the first clone is made.
+    fn keep(
+        &self,
+        found: &Found,
+        state: &mut ServerState,
+        name: &str,
+        freeze: &Freeze,
+    ) -> Result<Kept, CloudError> {
+        let folder = state.last_folder + 1;
+        let volumes: Vec<VolumeId> =
+            freeze.disks.iter().map(|disk| disk.declared.id.clone()).collect();
+        state.last_folder = folder;
+        state.put_snapshot(name, &volumes, Kept::Cloning { folder });
+        state.save(&found.folder).map_err(failed("keeping a server's state"))?;
+        let clones = found
+            .folder
+            .create_folder(CLONES_FOLDER)
+            .and_then(|clones| clones.create_folder(&folder.to_string()))
+            .map_err(failed("making a folder for clones"))?;
+        if freeze.clone_into(&clones, self.clone)? {
+            return Ok(Kept::Cloned { folder });
+        }
+        remove_clones(&found.folder, folder)?;
+        Ok(Kept::InPlace)
+    }
+
+    fn open_snapshot(
+        &self,
+        of: &ServerRef,
+        name: &str,
+        volume: &VolumeId,
+    ) -> Result<OpenSnapshot, CloudError> {
+        let found = self.get(of)?;
+        let state = found.state()?;
+        let (disk, files) = match state.snapshots.get(name).map(|made| &made.kept) {
+            Some(Kept::Cloned { folder }) => {
+                let made = found.server.disk(volume)?.clone();
+                let clones = open_clones(&found.folder, *folder)?;
+                let files = FrozenDisk::open(&clones, &made)?.files;
+                (made, files)
+            }
+            Some(Kept::InPlace | Kept::Cloning { .. }) | None => {
+                let freeze = self.held(of, name).ok_or_else(|| moment_is_gone(name))?;
+                let frozen = freeze.disk(volume).ok_or_else(|| not_frozen(name, volume))?;
+                let files = frozen.files.duplicate().map_err(failed("opening an image"))?;
+                (frozen.declared.clone(), files)
+            }
+        };
+        let reader = open_reader(&disk, files, Reading::Frozen)?;
+        Ok(OpenSnapshot { reader, token: None })
+    }
+
+    fn confirm_snapshots(&self, of: &ServerRef, name: &str) -> Result<(), CloudError> {
+        let found = self.get(of)?;
+        let state = found.state()?;
+        let made = state.snapshots.get(name).ok_or_else(|| moment_is_gone(name))?;
+        match made.kept {
+            Kept::Cloned { folder } => {
+                let clones = open_clones(&found.folder, folder)?;
+                for id in &made.volumes {
+                    FrozenDisk::open(&clones, found.server.disk(id)?)
+                        .map_err(|error| CloudError::moment_lost(error.text))?;
+                }
+                Ok(())
+            }
+            Kept::InPlace | Kept::Cloning { .. } => {
+                self.held(of, name).ok_or_else(|| moment_is_gone(name))?.confirm(&found.folder)
+            }
+        }
+    }
+
+    fn delete_snapshots(&self, of: &ServerRef, name: &str) -> Result<(), CloudError> {
+        let Some(found) = self.find(of)? else { return Ok(()) };
+        self.change(&found, |state| {
+            match state.snapshots.get(name).map(|made| &made.kept) {
+                Some(Kept::Cloning { folder } | Kept::Cloned { folder }) => {
+                    remove_clones(&found.folder, *folder)?;
+                }
+                Some(Kept::InPlace) | None => {}
+            }
+            self.freezes().remove(&(of.server.clone(), name.to_owned()));
+            state.snapshots.remove(name);
+            Ok(())
+        })
+    }
+}
+
+impl ServerState {
+    fn put_snapshot(&mut self, name: &str, volumes: &[VolumeId], kept: Kept) {
+        let made = SnapshotState { volumes: volumes.to_vec(), kept };
+        self.snapshots.insert(name.to_owned(), made);
+    }
+}
+
+/// A name stands for one set of volumes.
+fn is_of(made: &[VolumeId], asked: &[VolumeId], name: &str) -> Result<(), CloudError> {
+    let [made, asked] = [made, asked].map(|ids| ids.iter().collect::<HashSet<_>>());
+    if made == asked {
+        Ok(())
+    } else {
+        Err(CloudError::permanent(format!("snapshot {name:?} is of other volumes")))
+    }
+}
+
+fn open_clones(folder: &Folder, number: u64) -> Result<Folder, CloudError> {
+    folder
+        .folder(CLONES_FOLDER)
+        .and_then(|clones| clones.folder(number.to_string()))
+        .map_err(|error| CloudError::moment_lost(format!("the clones are gone: {error}")))
+}
+
+fn remove_clones(folder: &Folder, number: u64) -> Result<(), CloudError> {
+    match folder.folder(CLONES_FOLDER) {
+        Ok(clones) => {
+            clones.remove_folder(&number.to_string(), CLONES_MAX).map_err(failed("removing clones"))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed("opening the folder of clones")(error)),
+    }
+}
+
+fn moment_is_gone(name: &str) -> CloudError {
+    CloudError::moment_lost(format!("the moment {name:?} did not survive: its locks ended"))
+}
+
+fn not_frozen(name: &str, volume: &VolumeId) -> CloudError {
+    CloudError::permanent(format!("snapshot {name:?} has no volume {volume:?}"))
+}
+
+/// Writing.
+impl Shared {
+    fn open_for_writing(
+        &self,
+        of: &ServerRef,
+        volume: &VolumeId,
+        mark: &str,
+    ) -> Result<Arc<dyn DiskWriter>, CloudError> {
+        let found = self.get(of)?;
+        let disk = found.server.disk(volume)?.clone();
+        if disk.sharing == Sharing::Shared {
+            return Err(CloudError::permanent(format!(
+                "volume {volume:?} is shared: nobody else can be kept from writing it"
+            )));
+        }
+        self.change(&found, |state| {
+            if state.power != Power::Shutoff {
+                return Err(CloudError::permanent(format!("server {:?} is running", of.server)));
+            }
+            let files = open_alone(&found.folder, &disk)?;
+            let size_bytes = disk_size(&disk, &files)?;
+            let folder = found.folder.reopen().map_err(failed("opening a server's folder"))?;
+            let writer: Arc<dyn DiskWriter> = match disk.format {
+                Format::Raw => Arc::new(RawWriter::new(folder, files.top, size_bytes)),
+                Format::Qcow2 => Arc::new(
+                    Qcow2Writer::create(folder, &disk.file, files)
+                        .map_err(failed(format!("writing beside image {:?}", disk.file)))?,
+                ),
+            };
+            // Nothing of the disk was touched so far.
+            state.marks.insert(volume.clone(), mark.to_owned());
+            Ok(writer)
+        })
+    }
+}
+
+/// Opens a disk with nobody else using it. The name is looked up again under the lock:
+/// another writer may have put a new file in its place while we came.
+fn open_alone(folder: &Folder, disk: &DeclaredDisk) -> Result<ImageFiles, CloudError> {
+    let open = |access| {
+        folder.file(&disk.file, access).map_err(failed(format!("opening image {:?}", disk.file)))
+    };
+    let identity = |file: &File| Identity::of(file).map_err(failed("looking at an image"));
+    let mut files = FrozenDisk::open(folder, disk)?.files;
+    files.top = open(Access::Write)?;
+    Hold::Writing.take(&files.top, &disk.file)?;
+    if identity(&open(Access::Read)?)?.is_same_file(&identity(&files.top)?) {
+        Ok(files)
+    } else {
+        Err(CloudError::retryable(format!("image {:?} was just replaced", disk.file)))
+    }
+}
+
+fn has_ended() -> CloudError {
+    CloudError::permanent("the volume was finished; nothing may be written afterwards")
+}
+
+fn beyond_end(offset: u64, length: u64, size_bytes: u64) -> CloudError {
+    CloudError::permanent(format!(
+        "{length} bytes at {offset} lie beyond the disk's end at {size_bytes}"
+    ))
+}
+
+#[async_trait]
+impl Cloud for LocalCloud {
+    async fn find_server(&self, of: &ServerRef) -> Result<Option<Server>, CloudError> {
+        let of = of.clone();
+        self.blocking(move |cloud| cloud.find(&of)?.map(|found| found.describe()).transpose()).await
+    }
+
+    async fn create_snapshots(
+        &self,
+        of: &ServerRef,
+        volumes: &[VolumeId],
+        name: &str,
+    ) -> Result<(), CloudError> {
+        let (of, volumes, name) = (of.clone(), volumes.to_vec(), name.to_owned());
+        self.blocking(move |cloud| cloud.create_snapshots(&of, &volumes, &name)).await
+    }
+
+    async fn open_snapshot(
+        &self,
+        of: &ServerRef,
+        name: &str,
+        volume: &VolumeId,
+        _since: Option<&ChangeToken>,
+    ) -> Result<OpenSnapshot, CloudError> {
+        let (of, name, volume) = (of.clone(), name.to_owned(), volume.clone());
+        self.blocking(move |cloud| cloud.open_snapshot(&of, &name, &volume)).await
+    }
+
+    async fn confirm_snapshots(&self, of: &ServerRef, name: &str) -> Result<(), CloudError> {
+        let (of, name) = (of.clone(), name.to_owned());
+        self.blocking(move |cloud| cloud.confirm_snapshots(&of, &name)).await
+    }
+
+    async fn delete_snapshots(&self, of: &ServerRef, name: &str) -> Result<(), CloudError> {
+        let (of, name) = (of.clone(), name.to_owned());
+        self.blocking(move |cloud| cloud.delete_snapshots(&of, &name)).await
+    }
+
+    async fn list_snapshots(&self) -> Result<Vec<(ServerRef, String)>, CloudError> {
+        self.blocking(|cloud| cloud.list(|state| state.snapshots.into_keys().collect())).await
+    }
+
+    async fn lock_server(&self, of: &ServerRef, holder: &str) -> Result<(), CloudError> {
+        let (of, holder) = (of.clone(), holder.to_owned());
+        self.blocking(move |cloud| {
+            cloud.change(&cloud.get(&of)?, |state| match &state.lock_holder {
+                Some(other) if *other != holder => {
+                    Err(CloudError::retryable(format!("{other:?} has the lock")))
+                }
+                Some(_) | None => {
+                    state.lock_holder = Some(holder);
+                    Ok(())
+                }
+            })
+        })
+        .await
+    }
+
+    async fn unlock_server(&self, of: &ServerRef, holder: &str) -> Result<(), CloudError> {
+        let (of, holder) = (of.clone(), holder.to_owned());
+        self.blocking(move |cloud| {
+            cloud.change_if_found(&of, |state| {
+                state.lock_holder.take_if(|current| *current == holder);
+            })
+        })
+        .await
+    }
+
+    async fn list_locks(&self) -> Result<Vec<(ServerRef, String)>, CloudError> {
+        self.blocking(|cloud| cloud.list(|state| state.lock_holder.into_iter().collect())).await
+    }
+
+    async fn stop_server(&self, of: &ServerRef) -> Result<(), CloudError> {
+        let of = of.clone();
+        self.blocking(move |cloud| {
+            cloud.change(&cloud.get(&of)?, |state| {
+                state.power = Power::Shutoff;
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    async fn start_server(&self, of: &ServerRef) -> Result<(), CloudError> {
+        let of = of.clone();
+        self.blocking(move |cloud| {
+            cloud.change(&cloud.get(&of)?, |state| match state.marks.first_key_value() {
+                Some((volume, mark)) => Err(CloudError::permanent(format!(
+                    "volume {volume:?} is half written ({mark:?})"
+                ))),
+                None => {
+                    state.power = Power::Active;
+                    Ok(())
+                }
+            })
+        })
+        .await
+    }
+
+    async fn open_for_writing(
+        &self,
+        of: &ServerRef,
+        volume: &VolumeId,
+        mark: &str,
+    ) -> Result<Arc<dyn DiskWriter>, CloudError> {
+        let (of, volume, mark) = (of.clone(), volume.clone(), mark.to_owned());
+        self.blocking(move |cloud| cloud.open_for_writing(&of, &volume, &mark)).await
+    }
+
+    async fn open_for_read_back(
+        &self,
+        of: &ServerRef,
+        volume: &VolumeId,
+    ) -> Result<Arc<dyn DiskReader>, CloudError> {
+        let (of, volume) = (of.clone(), volume.clone());
+        self.blocking(move |cloud| {
+            let found = cloud.get(&of)?;
+            found.open_back(found.server.disk(&volume)?)
+        })
+        .await
+    }
+
+    async fn clear_mark(&self, of: &ServerRef, volume: &VolumeId) -> Result<(), CloudError> {
+        let (of, volume) = (of.clone(), volume.clone());
+        self.blocking(move |cloud| {
+            cloud.change_if_found(&of, |state| {
+                state.marks.remove(&volume);
+            })
+        })
+        .await
+    }
+
+    async fn list_marks(&self, of: &ServerRef) -> Result<Vec<(VolumeId, String)>, CloudError> {
+        let of = of.clone();
+        self.blocking(move |cloud| Ok(cloud.get(&of)?.state()?.marks.into_iter().collect())).await
+    }
+}
+
+impl Shared {
+    /// Something of every server's state. A state that cannot be read hides no other.
+    fn list(
+        &self,
+        pick: impl Fn(ServerState) -> Vec<String>,
+    ) -> Result<Vec<(ServerRef, String)>, CloudError> {
+        let mut listed = Vec::new();
+        self.visit(|found| match found.state() {
+            Ok(state) => {
+                listed.extend(pick(state).into_iter().map(|text| (found.reference(), text)));
+            }
+            Err(error) => {
+                let server = &found.server.id;
+                warn!(?server, ?error, "state of server {server:?} is left out: {error:?}");
+            }
+        })?;
+        Ok(listed)
+    }
+}

@@ -1,0 +1,11 @@
+//! Drivers of the Cloud port: the contract each keeps, and what `local` does with hostile
+//! or failing disks.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod contract;
+mod files;
+mod hostile;
+mod local;
+mod sim;
+mod stage;
