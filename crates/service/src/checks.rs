@@ -1,0 +1,56 @@
+//! The two checks: gather, plan, answer. They start nothing and change nothing.
+
+use kedge_core::protect;
+use kedge_core::refusal::Refusal;
+use kedge_core::restore;
+
+use crate::app::App;
+use crate::context::Context;
+use crate::error::Error;
+use crate::facts::Asker;
+
+impl App {
+    /// Can these servers be backed up? One answer per question, in their order.
+    pub async fn check_protectable(
+        &self,
+        context: &Context,
+        questions: Vec<protect::Question>,
+    ) -> Result<Vec<Result<(), Refusal>>, Error> {
+        let parts = &self.parts;
+        at_most("check_protectable", questions.len(), parts.settings.limits.questions_max)?;
+        let time = parts.time_for_facts(context);
+        let facts =
+            parts.gather_protect(context.project(), &questions, Asker::Request, time).await?;
+        let settings = &parts.settings.protect;
+        let answers = questions.iter().zip(&facts);
+        Ok(answers.map(|(q, f)| protect::plan(q, f, settings).map(drop)).collect())
+    }
+
+    /// Can these backups be restored to these targets? One answer per question, in their
+    /// order.
+    pub async fn check_restorable(
+        &self,
+        context: &Context,
+        questions: Vec<restore::Question>,
+    ) -> Result<Vec<Result<(), Refusal>>, Error> {
+        let parts = &self.parts;
+        at_most("check_restorable", questions.len(), parts.settings.limits.questions_max)?;
+        for (index, question) in questions.iter().enumerate() {
+            let field = format!("check_restorable[{index}].target.volumes");
+            at_most(&field, question.mapping.pairs().len(), parts.settings.limits.mappings_max)?;
+        }
+        let time = parts.time_for_facts(context);
+        let facts =
+            parts.gather_restore(context.project(), &questions, Asker::Request, time).await?;
+        let answers = questions.iter().zip(&facts);
+        Ok(answers.map(|(q, f)| restore::plan(q, f).map(drop)).collect())
+    }
+}
+
+/// A list the caller may make only so long.
+pub(crate) fn at_most(field: &str, count: usize, max: usize) -> Result<(), Error> {
+    if count <= max {
+        return Ok(());
+    }
+    Err(Error::bad(field, format!("at most {max} entries")))
+}

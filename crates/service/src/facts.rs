@@ -1,0 +1,225 @@
+//! Fetches what a verdict needs, in one bounded sweep: the catalogue in one question each
+//! for items and holders, the cloud once per distinct target, the repository once per
+//! distinct snapshot. All under the request's deadline.
+//!
+//! Foreign objects are absent: the same queries, the same calls, the same answer as for
+//! what does not exist.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use futures::future::join_all;
+use kedge_core::checkpoint::{Item, SnapshotRef};
+use kedge_core::fact::{Fact, Unknown};
+use kedge_core::ids::{ItemId, JobId, ProjectId, ServerId, VolumeId};
+use kedge_core::job::ClaimKind;
+use kedge_core::ports::ServerRef;
+use kedge_core::protect::{self, Holder};
+use kedge_core::resource::Server;
+use kedge_core::restore;
+use kedge_core::status::ItemStatus;
+use kedge_core::time::Timestamp;
+use kedge_store::{Holders, StoreError};
+
+use crate::app::Parts;
+use crate::repositories::blocking;
+
+/// Who asks for facts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Asker<'a> {
+    /// A caller: every claim is somebody else's.
+    Request,
+    /// A restore under its own claims, which do not stand in its own way.
+    Job(&'a JobId),
+}
+
+impl<'a> Asker<'a> {
+    fn job(self) -> Option<&'a JobId> {
+        match self {
+            Self::Request => None,
+            Self::Job(id) => Some(id),
+        }
+    }
+}
+
+impl Parts {
+    /// Facts for questions about backups, one per question and in their order.
+    pub(crate) async fn gather_restore(
+        &self,
+        project: &ProjectId,
+        questions: &[restore::Question],
+        asker: Asker<'_>,
+        time_left: Duration,
+    ) -> Result<Vec<restore::Facts>, StoreError> {
+        let item_ids = distinct(questions.iter().map(|question| &question.item));
+        let server_ids = distinct(questions.iter().map(|question| &question.server));
+        let volume_ids = distinct(
+            questions.iter().flat_map(|q| q.mapping.pairs().iter().map(|pair| &pair.volume)),
+        );
+        let (items, holders, servers) = futures::join!(
+            self.store.find_items(project, &item_ids),
+            self.store.holders(&server_ids, &volume_ids, asker.job()),
+            self.find_servers(project, &server_ids, time_left),
+        );
+        let items = by_id(items?, asker);
+        let holders = holders?;
+        let snapshots = self.find_snapshots(project, &items, time_left).await;
+        Ok(questions
+            .iter()
+            .map(|question| {
+                let item = items.get(&question.item);
+                restore::Facts {
+                    item: match item {
+                        Some(item) => Fact::Seen { value: item.clone(), at: self.clock.now() },
+                        None => Fact::Absent,
+                    },
+                    target: servers.get(&question.server).cloned().unwrap_or(Fact::Absent),
+                    held: server_holder(&holders, &question.server),
+                    held_volumes: held_volumes(&holders),
+                    snapshot: snapshots.get(&question.item).cloned().unwrap_or(Fact::Absent),
+                }
+            })
+            .collect())
+    }
+
+    /// Facts for questions about servers, one per question and in their order.
+    pub(crate) async fn gather_protect(
+        &self,
+        project: &ProjectId,
+        questions: &[protect::Question],
+        asker: Asker<'_>,
+        time_left: Duration,
+    ) -> Result<Vec<protect::Facts>, StoreError> {
+        let server_ids = distinct(questions.iter().map(|question| &question.server));
+        let (holders, servers) = futures::join!(
+            self.store.holders(&server_ids, &[], asker.job()),
+            self.find_servers(project, &server_ids, time_left),
+        );
+        let holders = holders?;
+        Ok(questions
+            .iter()
+            .map(|question| protect::Facts {
+                server: servers.get(&question.server).cloned().unwrap_or(Fact::Absent),
+                held: server_holder(&holders, &question.server),
+            })
+            .collect())
+    }
+
+    async fn find_servers(
+        &self,
+        project: &ProjectId,
+        ids: &[ServerId],
+        time_left: Duration,
+    ) -> HashMap<ServerId, Fact<Server>> {
+        let find = |id: &ServerId| {
+            let of = ServerRef { project: project.clone(), server: id.clone() };
+            async move {
+                let answer = tokio::time::timeout(time_left, self.lookups.find_server(&of)).await;
+                let fact = match answer {
+                    Ok(Ok(Some(server))) => Fact::Seen { value: server, at: self.clock.now() },
+                    Ok(Ok(None)) => Fact::Absent,
+                    Ok(Err(error)) => {
+                        tracing::warn!(server.id = ?of.server, "cloud look-up failed: {error}");
+                        Fact::Unknown { why: Unknown::CloudSilent }
+                    }
+                    Err(_elapsed) => Fact::Unknown { why: Unknown::CloudSilent },
+                };
+                (of.server, fact)
+            }
+        };
+        join_all(ids.iter().map(find)).await.into_iter().collect()
+    }
+
+    /// Whether the repository holds what the items name.
+    async fn find_snapshots(
+        &self,
+        project: &ProjectId,
+        items: &HashMap<ItemId, Item>,
+        time_left: Duration,
+    ) -> HashMap<ItemId, Fact<SnapshotRef>> {
+        let named: Vec<(ItemId, SnapshotRef)> = items
+            .values()
+            .filter_map(|item| Some((item.id.clone(), item.snapshot.clone()?)))
+            .collect();
+        if named.is_empty() {
+            return HashMap::new();
+        }
+        let now = self.clock.now();
+        match tokio::time::timeout(time_left, self.probe(project, named.clone(), now)).await {
+            Ok(found) => found,
+            Err(_elapsed) => all_unknown(&named, Unknown::RepositoryUnreachable),
+        }
+    }
+
+    async fn probe(
+        &self,
+        project: &ProjectId,
+        named: Vec<(ItemId, SnapshotRef)>,
+        now: Timestamp,
+    ) -> HashMap<ItemId, Fact<SnapshotRef>> {
+        let repository = match self.repositories.get(project).await {
+            Ok(repository) => repository,
+            Err(error) => {
+                tracing::warn!(project.id = ?project, "repository cannot be opened: {error}");
+                return all_unknown(&named, error.unknown());
+            }
+        };
+        let asked = named.clone();
+        let probed = blocking(move || {
+            asked
+                .into_iter()
+                .map(|(item, snapshot)| {
+                    let present = match snapshot.snapshot.parse() {
+                        Ok(id) => repository.snapshot_exists(id)?,
+                        Err(_) => false,
+                    };
+                    let fact = if present {
+                        Fact::Seen { value: snapshot, at: now }
+                    } else {
+                        Fact::Absent
+                    };
+                    Ok((item, fact))
+                })
+                .collect()
+        })
+        .await;
+        probed.unwrap_or_else(|error| {
+            tracing::warn!(project.id = ?project, "repository does not answer: {error}");
+            all_unknown(&named, error.unknown())
+        })
+    }
+}
+
+fn all_unknown(
+    named: &[(ItemId, SnapshotRef)],
+    why: Unknown,
+) -> HashMap<ItemId, Fact<SnapshotRef>> {
+    named.iter().map(|(item, _)| (item.clone(), Fact::Unknown { why })).collect()
+}
+
+/// A restore that runs has moved its item to `restoring` itself: under its own exclusive
+/// claim the item is as available as it was at admission.
+fn by_id(items: Vec<Item>, asker: Asker<'_>) -> HashMap<ItemId, Item> {
+    let seen_by = |mut item: Item| {
+        if asker.job().is_some() && item.status == ItemStatus::Restoring {
+            item.status = ItemStatus::Available;
+        }
+        (item.id.clone(), item)
+    };
+    items.into_iter().map(seen_by).collect()
+}
+
+fn server_holder(holders: &Holders, server: &ServerId) -> Option<Holder> {
+    holders.of(ClaimKind::Server, server.as_str())
+}
+
+fn held_volumes(holders: &Holders) -> Vec<VolumeId> {
+    holders.ids(ClaimKind::Volume).map(VolumeId::asked).collect()
+}
+
+fn distinct<'a, T: Clone + Ord + 'a>(ids: impl Iterator<Item = &'a T>) -> Vec<T> {
+    let mut ids: Vec<T> = ids.cloned().collect();
+    ids.sort();
+    ids.dedup();
+    ids
+}

@@ -1,0 +1,450 @@
+//! Makes a backup: freeze, store, confirm the moment, write the snapshot object, record.
+//!
+//! The order is what makes a crash harmless: packs and index objects are durable before
+//! the state `Stored` names the tree, that is committed before the snapshot object is
+//! written, and the item is `available` only after stock restic could restore it.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use kedge_core::checkpoint::{
+    ChangeToken, Checkpoint, Fault, Item, Method, SnapshotRef, StoredVolume, VolumeBackup,
+};
+use kedge_core::ids::{CheckpointId, ItemId};
+use kedge_core::job::{ProtectResult, ProtectState, Work};
+use kedge_core::ports::ServerRef;
+use kedge_core::protect::{self, Question};
+use kedge_core::resource::SERVER_TYPE;
+use kedge_core::time::Timestamp;
+use kedge_engine::{
+    EngineError, Session, SnapshotMeta, SnapshotView, StoreOptions, TreeId, VolumeView,
+};
+
+use super::{cloud_name, item, item_tag, source_of};
+use crate::adapt::DiskSource;
+use crate::attempt::{Attempt, Trouble};
+use crate::facts::Asker;
+use crate::manifest;
+use crate::names::plain_name;
+use crate::repositories::{SharedRepository, blocking, engine_time};
+
+const PROGRAM: &str = concat!("kedge ", env!("CARGO_PKG_VERSION"));
+
+pub(crate) async fn step(
+    attempt: &Attempt,
+    work: &Work,
+    checkpoint: &CheckpointId,
+    item_id: &ItemId,
+    state: &ProtectState,
+) -> Result<Work, Trouble> {
+    let item = item(attempt, item_id).await?;
+    let of = source_of(&item);
+    match state {
+        ProtectState::Start => start(attempt, work, &item, &of).await,
+        ProtectState::Snapshotted { protected_at } => {
+            let checkpoint = record(attempt, checkpoint).await?;
+            store(attempt, work, &checkpoint, &item, &of, *protected_at).await
+        }
+        ProtectState::Stored { protected_at, tree, volumes } => {
+            let stored = Stored { protected_at: *protected_at, tree, volumes };
+            finish(attempt, work, &item, &stored).await
+        }
+        ProtectState::Recorded => release(attempt, work, &item, &of).await,
+        ProtectState::Undo { fault } => undo(attempt, work, &item, &of, fault).await,
+        ProtectState::Done => Ok(work.clone()),
+    }
+}
+
+fn at(work: &Work, state: ProtectState) -> Work {
+    match work.clone() {
+        Work::Protect { checkpoint, item, trigger, .. } => {
+            Work::Protect { checkpoint, item, trigger, state }
+        }
+        other @ (Work::Restore { .. } | Work::Delete { .. }) => other,
+    }
+}
+
+async fn record(attempt: &Attempt, id: &CheckpointId) -> Result<Checkpoint, Trouble> {
+    let found = attempt.parts.store.find_checkpoint(&attempt.job.project_id, id).await?;
+    found.ok_or_else(|| Trouble::Fault(format!("bug: a job works on {id}, which is not there")))
+}
+
+/// Freezes the disks, after asking the rules once more: the server may have changed since
+/// the backup was admitted.
+async fn start(
+    attempt: &Attempt,
+    work: &Work,
+    item: &Item,
+    of: &ServerRef,
+) -> Result<Work, Trouble> {
+    let parts = &attempt.parts;
+    let question = Question {
+        server: of.server.clone(),
+        resource_type: SERVER_TYPE.to_owned(),
+        excluded: Vec::new(),
+    };
+    let questions = std::slice::from_ref(&question);
+    let time = parts.settings.limits.request_time;
+    let asker = Asker::Job(&attempt.job.id);
+    let facts = parts.gather_protect(&of.project, questions, asker, time).await?;
+    let facts = facts.first().ok_or_else(|| Trouble::Fault("bug: no facts".to_owned()))?;
+    let plan = protect::plan(&question, facts, &parts.settings.protect);
+    let attached = plan.map_err(Trouble::from)?.server.volumes;
+    for backup in &item.volumes {
+        let now = attached.iter().find(|volume| volume.id == backup.source_volume_id);
+        if now.is_none_or(|volume| volume.size_bytes != backup.source_size_bytes) {
+            let id = &backup.source_volume_id;
+            return Err(Trouble::Fault(format!("disk {id} was detached or resized meanwhile")));
+        }
+    }
+    attempt.may_write()?;
+    let name = cloud_name(&item.id);
+    // A freeze that an earlier attempt left has a moment nobody noted.
+    parts.cloud.delete_snapshots(of, &name).await?;
+    let volumes: Vec<_> = item.volumes.iter().map(|v| v.source_volume_id.clone()).collect();
+    parts.cloud.create_snapshots(of, &volumes, &name).await?;
+    attempt.at("protect.frozen");
+    let now = parts.clock.now();
+    let next = at(work, ProtectState::Snapshotted { protected_at: now });
+    parts.store.save_state(&attempt.job, &next, now).await?;
+    attempt.at("protect.frozen_saved");
+    Ok(next)
+}
+
+/// A refusal that only says "not now" is tried again; a no is final.
+impl From<kedge_core::refusal::Refusal> for Trouble {
+    fn from(refusal: kedge_core::refusal::Refusal) -> Self {
+        match refusal {
+            kedge_core::refusal::Refusal::Unknown(_) => Self::Retry(refusal.to_string()),
+            other => Self::Refused(other),
+        }
+    }
+}
+
+/// The backup that this one builds on.
+struct Parent {
+    item: Item,
+    view: SnapshotView,
+}
+
+impl Parent {
+    /// What the parent holds of the same volume.
+    fn volume(&self, backup: &VolumeBackup) -> Option<(VolumeView, Option<ChangeToken>)> {
+        let earlier = self
+            .item
+            .volumes
+            .iter()
+            .find(|earlier| earlier.source_volume_id == backup.source_volume_id)?;
+        let stored = earlier.stored.as_ref()?;
+        let view = self.view.volume(&stored.folder).ok()?;
+        Some((view, stored.change_token.clone()))
+    }
+}
+
+async fn store(
+    attempt: &Attempt,
+    work: &Work,
+    checkpoint: &Checkpoint,
+    item: &Item,
+    of: &ServerRef,
+    protected_at: Timestamp,
+) -> Result<Work, Trouble> {
+    let parts = &attempt.parts;
+    let repository = parts.repositories.get_or_create(&of.project).await;
+    let repository = repository.map_err(|error| attempt.trouble(error))?;
+    let session = session(attempt, &repository).await?;
+    let parent = find_parent(attempt, item, &repository).await?;
+    attempt.meter.begin(item.volumes.iter().map(|volume| volume.source_size_bytes).sum());
+    let mut stored = Vec::new();
+    let mut subtrees = Vec::new();
+    for backup in &item.volumes {
+        let (volume, subtree) =
+            store_volume(attempt, of, item, backup, parent.as_ref(), &session, protected_at)
+                .await?;
+        attempt.at("protect.volume_stored");
+        subtrees.push((volume.folder.clone(), subtree));
+        stored.push(volume);
+    }
+    drop(parent);
+    parts.cloud.confirm_snapshots(of, &cloud_name(&item.id)).await?;
+    let about = manifest::Stored {
+        protected_at,
+        stored_at: parts.clock.now(),
+        method: method(&stored),
+        volumes: &stored,
+    };
+    let server_json = manifest::write(checkpoint, item, &about)
+        .map_err(|error| Trouble::Fault(error.to_string()))?;
+    let tree = finish_tree(attempt, session, subtrees, server_json, protected_at).await?;
+    attempt.at("protect.tree_finished");
+    let next =
+        at(work, ProtectState::Stored { protected_at, tree: tree.to_string(), volumes: stored });
+    parts.store.save_state(&attempt.job, &next, parts.clock.now()).await?;
+    attempt.at("protect.stored_saved");
+    Ok(next)
+}
+
+fn method(volumes: &[StoredVolume]) -> Method {
+    let incremental = volumes.iter().any(|volume| volume.method == Method::Incremental);
+    if incremental { Method::Incremental } else { Method::Full }
+}
+
+/// The right to write into the repository, marked by a lock object that is named after the
+/// job: what a dead attempt left is found and removed.
+async fn session(
+    attempt: &Attempt,
+    repository: &SharedRepository,
+) -> Result<Arc<Session>, Trouble> {
+    if let Some(session) = attempt.session() {
+        return Ok(session);
+    }
+    attempt.may_write()?;
+    let (repository, gate) = (repository.clone(), attempt.lease.clone());
+    let (name, cancel) = (session_name(attempt), attempt.stop.clone());
+    let now = engine_time(attempt.parts.clock.now());
+    let session = blocking(move || {
+        repository.remove_session_locks(&name)?;
+        repository.begin_session(&name, now, gate, cancel)
+    })
+    .await
+    .map_err(|error| attempt.trouble(error))?;
+    let session = Arc::new(session);
+    attempt.keep_session(session.clone());
+    Ok(session)
+}
+
+fn session_name(attempt: &Attempt) -> String {
+    format!("{}{}", super::SESSION_PREFIX, attempt.job.id)
+}
+
+/// The server's newest backup that is there to build on. Nothing that is wrong with it
+/// fails the new backup: it is then read whole.
+async fn find_parent(
+    attempt: &Attempt,
+    item: &Item,
+    repository: &SharedRepository,
+) -> Result<Option<Parent>, Trouble> {
+    if item.method == Method::Full {
+        return Ok(None);
+    }
+    let store = &attempt.parts.store;
+    let found = store.latest_available_item(&item.project_id, &item.source.id).await?;
+    let Some(parent) = found else { return Ok(None) };
+    let snapshot = parent.snapshot.as_ref().and_then(|named| named.snapshot.parse().ok());
+    let Some(id) = snapshot else { return Ok(None) };
+    let repository = repository.clone();
+    match blocking(move || repository.open_snapshot(id)).await {
+        Ok(view) => Ok(Some(Parent { item: parent, view })),
+        Err(error) => {
+            tracing::warn!(item.id = ?parent.id, "cannot build on {}: {error}", parent.id);
+            Ok(None)
+        }
+    }
+}
+
+async fn store_volume(
+    attempt: &Attempt,
+    of: &ServerRef,
+    item: &Item,
+    backup: &VolumeBackup,
+    parent: Option<&Parent>,
+    session: &Arc<Session>,
+    protected_at: Timestamp,
+) -> Result<(StoredVolume, TreeId), Trouble> {
+    let started = attempt.parts.clock.monotonic();
+    let (mut view, mut since) = match parent.and_then(|parent| parent.volume(backup)) {
+        Some((view, since)) => (Some(Arc::new(view)), since),
+        None => (None, None),
+    };
+    if view.as_ref().is_some_and(|view| view.size_bytes() != backup.source_size_bytes) {
+        // A grown disk still shares its chunks; only what changed cannot be told.
+        since = None;
+    }
+    loop {
+        let name = cloud_name(&item.id);
+        let volume = &backup.source_volume_id;
+        let open = attempt.parts.cloud.open_snapshot(of, &name, volume, since.as_ref()).await?;
+        let options = store_options(attempt, protected_at);
+        let (session, parent) = (session.clone(), view.clone());
+        let (source, meter) = (DiskSource::whole(open.reader), attempt.meter.clone());
+        if kedge_engine::Source::size_bytes(&source) != backup.source_size_bytes {
+            return Err(Trouble::MomentLost(format!("disk {volume} was resized meanwhile")));
+        }
+        let result =
+            blocking(move || session.store_volume(&source, parent.as_deref(), &options, &*meter))
+                .await;
+        match result {
+            Ok(stored) => {
+                let elapsed = attempt.parts.clock.monotonic().saturating_sub(started);
+                let volume = StoredVolume {
+                    folder: folder(backup),
+                    data_bytes: stored.data_bytes,
+                    read_bytes: stored.read_bytes,
+                    stored_bytes: stored.stored_bytes,
+                    duration_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+                    method: if view.is_some() { Method::Incremental } else { Method::Full },
+                    change_token: open.token,
+                };
+                tracing::info!(
+                    volume_backup.id = ?backup.id, volume.stored_bytes, volume.read_bytes, volume.duration_ms,
+                    "stored volume backup {}", backup.id
+                );
+                return Ok((volume, stored.subtree));
+            }
+            // A driver that lied once is not believed again: everything is read.
+            Err(crate::repositories::RepositoryError::Engine(EngineError::SourceLied {
+                offset,
+            })) if since.is_some() => {
+                tracing::error!(volume.id = ?volume, offset, "the cloud's list of changes of {volume} is wrong; reading all of it");
+                since = None;
+            }
+            // Nor is a parent that cannot be read.
+            Err(crate::repositories::RepositoryError::Engine(EngineError::Damaged {
+                object,
+                what,
+            })) if view.is_some() => {
+                tracing::error!(volume.id = ?volume, "cannot build on an earlier backup: {object}: {what}");
+                (view, since) = (None, None);
+            }
+            Err(error) => return Err(attempt.trouble(error)),
+        }
+    }
+}
+
+fn store_options(attempt: &Attempt, protected_at: Timestamp) -> StoreOptions {
+    let settings = &attempt.parts.settings;
+    StoreOptions {
+        chunk_size: None,
+        zstd_level: settings.compression_level,
+        threads: NonZeroUsize::new(settings.mover_threads).unwrap_or(NonZeroUsize::MIN),
+        modified_at: engine_time(protected_at),
+    }
+}
+
+/// A folder a person finds, made of nothing hostile; the id keeps it unique and equal from
+/// backup to backup.
+fn folder(backup: &VolumeBackup) -> String {
+    format!("{}-{}", plain_name(&backup.source_volume_name, "disk"), backup.source_volume_id)
+}
+
+async fn finish_tree(
+    attempt: &Attempt,
+    session: Arc<Session>,
+    subtrees: Vec<(String, TreeId)>,
+    server_json: Vec<u8>,
+    protected_at: Timestamp,
+) -> Result<TreeId, Trouble> {
+    blocking(move || {
+        let volumes: Vec<_> =
+            subtrees.iter().map(|(name, subtree)| (name.as_str(), *subtree)).collect();
+        let files = [(manifest::FILE_NAME, server_json.as_slice())];
+        session.finish_tree(&volumes, &files, engine_time(protected_at))
+    })
+    .await
+    .map_err(|error| attempt.trouble(error))
+}
+
+/// What the state `Stored` names.
+struct Stored<'a> {
+    protected_at: Timestamp,
+    tree: &'a str,
+    volumes: &'a [StoredVolume],
+}
+
+/// Writes the snapshot object, opens it as a reader would, and records the backup.
+async fn finish(
+    attempt: &Attempt,
+    work: &Work,
+    item: &Item,
+    stored: &Stored<'_>,
+) -> Result<Work, Trouble> {
+    let parts = &attempt.parts;
+    let repository = parts.repositories.get(&item.project_id).await;
+    let repository = repository.map_err(|error| attempt.trouble(error))?;
+    let session = session(attempt, &repository).await?;
+    let tree = stored
+        .tree
+        .parse()
+        .map_err(|_| Trouble::Fault(format!("bug: {:?} is no tree", stored.tree)))?;
+    let meta = snapshot_meta(item, tree, stored);
+    let expected: Vec<_> = item
+        .volumes
+        .iter()
+        .zip(stored.volumes)
+        .map(|(backup, volume)| (volume.folder.clone(), backup.source_size_bytes))
+        .collect();
+    let snapshot = blocking(move || {
+        let id = session.write_snapshot(&meta)?;
+        let view = repository.open_snapshot(id)?;
+        for (folder, size_bytes) in expected {
+            if view.volume(&folder)?.size_bytes() != size_bytes {
+                return Err(EngineError::Damaged {
+                    object: format!("snapshot {id}"),
+                    what: format!("{folder} has not the size of its disk"),
+                });
+            }
+        }
+        Ok(id)
+    })
+    .await
+    .map_err(|error| attempt.trouble(error))?;
+    attempt.at("protect.snapshot_written");
+    let result = ProtectResult {
+        protected_at: stored.protected_at,
+        snapshot: SnapshotRef { snapshot: snapshot.to_string(), tree: stored.tree.to_owned() },
+        volumes: stored.volumes.to_vec(),
+        method: method(stored.volumes),
+    };
+    let next = at(work, ProtectState::Recorded);
+    parts.store.finish_protect(&attempt.job, &result, &next, parts.clock.now()).await?;
+    attempt.at("protect.recorded");
+    Ok(next)
+}
+
+fn snapshot_meta(item: &Item, tree: TreeId, stored: &Stored<'_>) -> SnapshotMeta {
+    SnapshotMeta {
+        time: engine_time(stored.protected_at),
+        tree,
+        identity_tag: item_tag(&item.id),
+        tags: vec![format!("kedge-checkpoint:{}", item.checkpoint_id)],
+        paths: stored.volumes.iter().map(|volume| format!("/{}", volume.folder)).collect(),
+        hostname: plain_name(&item.source.name, "server"),
+        username: "kedge".to_owned(),
+        parent: None,
+        program_version: PROGRAM.to_owned(),
+    }
+}
+
+async fn release(
+    attempt: &Attempt,
+    work: &Work,
+    item: &Item,
+    of: &ServerRef,
+) -> Result<Work, Trouble> {
+    attempt.may_finish()?;
+    attempt.parts.cloud.delete_snapshots(of, &cloud_name(&item.id)).await?;
+    attempt.at("protect.released");
+    let done = at(work, ProtectState::Done);
+    attempt.parts.store.save_state(&attempt.job, &done, attempt.parts.clock.now()).await?;
+    Ok(done)
+}
+
+/// What cannot be released now is left to the reconciler: an item must not hang because a
+/// cloud does.
+async fn undo(
+    attempt: &Attempt,
+    work: &Work,
+    item: &Item,
+    of: &ServerRef,
+    fault: &Fault,
+) -> Result<Work, Trouble> {
+    if attempt.may_finish().is_ok()
+        && let Err(error) = attempt.parts.cloud.delete_snapshots(of, &cloud_name(&item.id)).await
+    {
+        tracing::warn!(item.id = ?item.id, "snapshots of {} are left to the reconciler: {error}", item.id);
+    }
+    let done = at(work, ProtectState::Done);
+    let now = attempt.parts.clock.now();
+    attempt.parts.store.fail_protect(&attempt.job, fault, &done, now).await?;
+    Ok(done)
+}

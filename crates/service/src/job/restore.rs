@@ -1,0 +1,277 @@
+//! Writes a backup back: lock, ask the rules once more, stop the server, mark every
+//! destination, write, read back, and only then say success.
+//!
+//! From the first mark to the last read-back the target is neither what it was nor what
+//! the backup is. It stays stopped and marked until every byte was read back; a restore
+//! that fails in between leaves it so and says how to go on.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use kedge_core::checkpoint::Fault;
+use kedge_core::fact::Fact;
+use kedge_core::ids::{ItemId, RestoreId, VolumeBackupId};
+use kedge_core::job::{RestoreState, WasRunning, Work};
+use kedge_core::ports::{DiskWriter, ServerRef};
+use kedge_core::resource::{SERVER_TYPE, ServerStatus};
+use kedge_core::restore::{self, Mapping, Question, RestorePlan, VolumeWrite};
+use kedge_engine::{ReadOptions, SnapshotView};
+use kedge_store::{PowerOn, Restore};
+
+use crate::adapt::{DiskSink, DiskSource};
+use crate::attempt::{Attempt, Trouble};
+use crate::facts::Asker;
+use crate::repositories::{SharedRepository, blocking};
+
+/// Chunks in flight between repository and disk.
+const THREADS: NonZeroUsize = match NonZeroUsize::new(4) {
+    Some(threads) => threads,
+    None => NonZeroUsize::MIN,
+};
+
+pub(crate) async fn step(
+    attempt: &Attempt,
+    restore: &RestoreId,
+    item: &ItemId,
+    state: &RestoreState,
+) -> Result<Work, Trouble> {
+    let found = attempt.parts.store.find_restore(&attempt.job.project_id, restore).await?;
+    let record =
+        found.ok_or_else(|| Trouble::Fault(format!("bug: a job works on {restore}, not there")))?;
+    let of =
+        ServerRef { project: attempt.job.project_id.clone(), server: record.server_id.clone() };
+    let run = Run { attempt, record: &record, item, of: &of };
+    match state {
+        RestoreState::Start => run.start().await,
+        RestoreState::Writing { done, was_running } => run.write(done, *was_running).await,
+        RestoreState::Written => run.finish().await,
+        RestoreState::Undo { fault, was_running } => run.undo(fault, *was_running).await,
+        RestoreState::Done => Ok(run.at(RestoreState::Done)),
+    }
+}
+
+/// One restore in progress.
+struct Run<'a> {
+    attempt: &'a Attempt,
+    record: &'a Restore,
+    item: &'a ItemId,
+    of: &'a ServerRef,
+}
+
+impl Run<'_> {
+    fn at(&self, state: RestoreState) -> Work {
+        Work::Restore { restore: self.record.id.clone(), item: self.item.clone(), state }
+    }
+
+    fn holder(&self) -> String {
+        format!("{}{}", super::CLOUD_PREFIX, self.record.id)
+    }
+
+    async fn save(&self, state: RestoreState) -> Result<Work, Trouble> {
+        let next = self.at(state);
+        let parts = &self.attempt.parts;
+        parts.store.save_state(&self.attempt.job, &next, parts.clock.now()).await?;
+        Ok(next)
+    }
+
+    /// The rules, on facts gathered now and under this restore's own claims.
+    async fn plan(&self) -> Result<(RestorePlan, ServerStatus), Trouble> {
+        let parts = &self.attempt.parts;
+        let mapping = Mapping::new(self.record.pairs.clone())
+            .map_err(|_| Trouble::Fault("bug: a stored mapping names something twice".into()))?;
+        let question = Question {
+            item: self.item.clone(),
+            server: self.record.server_id.clone(),
+            resource_type: SERVER_TYPE.to_owned(),
+            mapping,
+        };
+        let questions = std::slice::from_ref(&question);
+        let asker = Asker::Job(&self.attempt.job.id);
+        let time = parts.settings.limits.request_time;
+        let facts = parts.gather_restore(&self.of.project, questions, asker, time).await?;
+        let facts = facts.first().ok_or_else(|| Trouble::Fault("bug: no facts".to_owned()))?;
+        let plan = restore::plan(&question, facts)?;
+        match &facts.target {
+            Fact::Seen { value, .. } => Ok((plan, value.status)),
+            Fact::Absent | Fact::Unknown { .. } => {
+                Err(Trouble::Fault("bug: a plan for a server nobody saw".to_owned()))
+            }
+        }
+    }
+
+    /// Nothing is written before the rules agreed on facts gathered under the lock.
+    async fn start(&self) -> Result<Work, Trouble> {
+        let cloud = &self.attempt.parts.cloud;
+        self.attempt.may_write()?;
+        cloud.lock_server(self.of, &self.holder()).await?;
+        self.attempt.at("restore.locked");
+        let planned = self.plan().await;
+        let (_, status) = match planned {
+            Ok(planned) => planned,
+            Err(trouble) => {
+                self.unlock().await;
+                return Err(trouble);
+            }
+        };
+        let was_running =
+            if status == ServerStatus::Active { WasRunning::Yes } else { WasRunning::No };
+        // Committed before the server is stopped: a crash in between must not forget that
+        // it ran.
+        self.save(RestoreState::Writing { done: Vec::new(), was_running }).await
+    }
+
+    async fn write(
+        &self,
+        done: &[VolumeBackupId],
+        was_running: WasRunning,
+    ) -> Result<Work, Trouble> {
+        let cloud = &self.attempt.parts.cloud;
+        let (plan, _) = self.plan().await?;
+        self.attempt.may_write()?;
+        cloud.stop_server(self.of).await?;
+        self.attempt.at("restore.stopped");
+        let (repository, view) = self.open_backup(&plan).await?;
+        let left: Vec<_> = plan.writes.iter().filter(|w| !done.contains(&w.backup)).collect();
+        let writers = self.open_all(&left).await?;
+        self.attempt.at("restore.marked");
+        // Each byte counts twice: written, then read back.
+        self.attempt.meter.begin(left.iter().map(|write| write.size_bytes * 2).sum());
+        let mut done = done.to_vec();
+        for (write, writer) in left.into_iter().zip(writers) {
+            self.write_volume(&repository, &view, write, writer).await?;
+            self.attempt.at("restore.read_back");
+            done.push(write.backup.clone());
+            self.save(RestoreState::Writing { done: done.clone(), was_running }).await?;
+        }
+        self.save(RestoreState::Written).await
+    }
+
+    async fn open_backup(
+        &self,
+        plan: &RestorePlan,
+    ) -> Result<(SharedRepository, Arc<SnapshotView>), Trouble> {
+        let repository = self.attempt.parts.repositories.get(&self.of.project).await;
+        let repository = repository.map_err(|error| self.attempt.trouble(error))?;
+        let id = plan
+            .snapshot
+            .snapshot
+            .parse()
+            .map_err(|_| Trouble::Fault(format!("bug: {:?} is no snapshot", plan.snapshot)))?;
+        let shared = repository.clone();
+        let view = blocking(move || {
+            shared.refresh()?;
+            shared.open_snapshot(id)
+        })
+        .await
+        .map_err(|error| self.attempt.trouble(error))?;
+        Ok((repository, Arc::new(view)))
+    }
+
+    /// Opens, and thereby marks, every destination before the first byte is written: a
+    /// server with one disk restored and one not is as unusable as one with half a disk.
+    async fn open_all(&self, writes: &[&VolumeWrite]) -> Result<Vec<Arc<dyn DiskWriter>>, Trouble> {
+        let mark = format!("restore {} of backup {}", self.record.id, self.item);
+        let mut writers = Vec::with_capacity(writes.len());
+        for write in writes {
+            self.attempt.may_write()?;
+            let cloud = &self.attempt.parts.cloud;
+            writers.push(cloud.open_for_writing(self.of, &write.volume, &mark).await?);
+        }
+        Ok(writers)
+    }
+
+    async fn write_volume(
+        &self,
+        repository: &SharedRepository,
+        view: &Arc<SnapshotView>,
+        write: &VolumeWrite,
+        writer: Arc<dyn DiskWriter>,
+    ) -> Result<(), Trouble> {
+        let attempt = self.attempt;
+        let options = ReadOptions { threads: THREADS, cancel: attempt.stop.clone() };
+        let (shared, view, folder) = (repository.clone(), view.clone(), write.folder.clone());
+        let (lease, meter) = (attempt.lease.clone(), attempt.meter.clone());
+        let (sink, reading) = (DiskSink(writer.clone()), options.clone());
+        let volume = blocking(move || {
+            let volume = view.volume(&folder)?;
+            shared.restore_volume(&volume, &sink, &*lease, &reading, &*meter)?;
+            Ok(volume)
+        })
+        .await
+        .map_err(|error| attempt.trouble(error))?;
+        attempt.at("restore.written");
+        attempt.may_write()?;
+        tokio::task::spawn_blocking(move || writer.finish())
+            .await
+            .map_err(|error| Trouble::Fault(format!("bug: finishing a disk: {error}")))??;
+        attempt.at("restore.finished");
+        let cloud = &attempt.parts.cloud;
+        let reader = cloud.open_for_read_back(self.of, &write.volume).await?;
+        let (source, shared) = (DiskSource::first(reader, write.size_bytes), repository.clone());
+        let meter = attempt.meter.clone();
+        blocking(move || shared.compare_volume(&volume, &source, &options, &*meter))
+            .await
+            .map_err(|error| attempt.trouble(error))?;
+        tracing::info!(volume.id = ?write.volume, write.size_bytes, "restored and read back volume {}", write.volume);
+        Ok(())
+    }
+
+    async fn finish(&self) -> Result<Work, Trouble> {
+        let parts = &self.attempt.parts;
+        self.attempt.may_finish()?;
+        for pair in &self.record.pairs {
+            parts.cloud.clear_mark(self.of, &pair.volume).await?;
+        }
+        self.attempt.at("restore.unmarked");
+        parts.cloud.unlock_server(self.of, &self.holder()).await?;
+        self.attempt.at("restore.unlocked");
+        match self.record.power_on {
+            PowerOn::Yes => parts.cloud.start_server(self.of).await?,
+            PowerOn::No => {}
+        }
+        self.attempt.at("restore.started");
+        let done = self.at(RestoreState::Done);
+        parts.store.finish_restore(&self.attempt.job, &done, parts.clock.now()).await?;
+        Ok(done)
+    }
+
+    /// Puts back what was not touched. What is half written stays stopped and marked; the
+    /// lock goes, so that the next restore can take it. The cloud's marks tell which it
+    /// is: they were durable before the first byte, and survive us.
+    async fn undo(&self, fault: &Fault, was_running: WasRunning) -> Result<Work, Trouble> {
+        let parts = &self.attempt.parts;
+        let marks = parts.cloud.list_marks(self.of).await;
+        let untouched = marks.is_ok_and(|marks| marks.is_empty());
+        if self.attempt.may_finish().is_ok() {
+            self.unlock().await;
+            if untouched
+                && was_running == WasRunning::Yes
+                && let Err(error) = parts.cloud.start_server(self.of).await
+            {
+                tracing::warn!(server.id = ?self.of.server, "server {} was not started again: {error}", self.of.server);
+            }
+        }
+        let fault = if untouched { fault.clone() } else { self.half_written(fault) };
+        let done = self.at(RestoreState::Done);
+        parts.store.fail_restore(&self.attempt.job, &fault, &done, parts.clock.now()).await?;
+        Ok(done)
+    }
+
+    fn half_written(&self, fault: &Fault) -> Fault {
+        Fault {
+            reason: format!(
+                "{}. Server {} is half written and stays stopped; restore to it again \
+                 (POST /restores) to make it whole",
+                fault.reason, self.of.server
+            ),
+            ..fault.clone()
+        }
+    }
+
+    async fn unlock(&self) {
+        let unlocked = self.attempt.parts.cloud.unlock_server(self.of, &self.holder()).await;
+        if let Err(error) = unlocked {
+            tracing::warn!(server.id = ?self.of.server, "server {} stays locked for now: {error}", self.of.server);
+        }
+    }
+}

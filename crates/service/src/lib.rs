@@ -1,0 +1,31 @@
+//! What the system does: authorises, gathers facts, asks `core`, writes the store, runs
+//! jobs. Knows neither HTTP nor a concrete cloud.
+//!
+//! Invariant: every public call takes a [`context::Context`], which only
+//! [`App::authorise`] makes; so nothing here can forget to ask whether the caller may.
+
+pub mod context;
+mod deletion;
+pub mod error;
+pub mod identity;
+pub mod items;
+pub mod keys;
+pub mod manifest;
+pub mod protect;
+pub mod repositories;
+pub mod restore;
+pub mod settings;
+
+mod adapt;
+mod app;
+mod attempt;
+mod checks;
+mod facts;
+mod job;
+mod lookups;
+mod names;
+mod rebuild;
+mod reconcile;
+mod worker;
+
+pub use app::{App, Points, Wiring};

@@ -1,0 +1,84 @@
+//! Cloud look-ups under a limit: bounded over all projects, with a share per project so
+//! that none takes them all, and one look-up for everyone who asks the same at once.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, WeakShared};
+use kedge_core::ids::ProjectId;
+use kedge_core::ports::{Cloud, CloudError, ServerRef};
+use kedge_core::resource::Server;
+use tokio::sync::Semaphore;
+
+type Answer = Result<Option<Server>, CloudError>;
+type Pending = BoxFuture<'static, Answer>;
+
+/// The cloud, asked with restraint. A look-up whose askers are all gone is dropped, and
+/// with it everything it held.
+pub(crate) struct Lookups {
+    cloud: Arc<dyn Cloud>,
+    all: Arc<Semaphore>,
+    per_project_max: usize,
+    shares: Mutex<HashMap<ProjectId, Arc<Semaphore>>>,
+    in_flight: Mutex<HashMap<ServerRef, WeakShared<Pending>>>,
+}
+
+impl fmt::Debug for Lookups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lookups").field("cloud", &self.cloud).finish_non_exhaustive()
+    }
+}
+
+impl Lookups {
+    pub(crate) fn new(cloud: Arc<dyn Cloud>, all_max: usize, per_project_max: usize) -> Self {
+        Self {
+            cloud,
+            all: Arc::new(Semaphore::new(all_max)),
+            per_project_max,
+            shares: Mutex::default(),
+            in_flight: Mutex::default(),
+        }
+    }
+
+    /// The server as the cloud reports it now, or as it answers a look-up that is already
+    /// on its way.
+    pub(crate) async fn find_server(&self, of: &ServerRef) -> Answer {
+        let pending = {
+            let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+            in_flight.retain(|_, pending| pending.upgrade().is_some());
+            match in_flight.get(of).and_then(WeakShared::upgrade) {
+                Some(pending) => pending,
+                None => {
+                    let pending = self.ask(of.clone()).shared();
+                    if let Some(weak) = pending.downgrade() {
+                        in_flight.insert(of.clone(), weak);
+                    }
+                    pending
+                }
+            }
+        };
+        pending.await
+    }
+
+    fn ask(&self, of: ServerRef) -> Pending {
+        let (cloud, all, share) = (self.cloud.clone(), self.all.clone(), self.share(&of.project));
+        async move {
+            let closed = |_| CloudError::retryable("look-ups have ended");
+            // The project's own share first: who waits for it holds nothing of the others'.
+            let _own = share.acquire().await.map_err(closed)?;
+            let _common = all.acquire().await.map_err(closed)?;
+            cloud.find_server(&of).await
+        }
+        .boxed()
+    }
+
+    /// Shares nobody uses are forgotten, so the map is no larger than what is in flight.
+    fn share(&self, project: &ProjectId) -> Arc<Semaphore> {
+        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        shares.retain(|_, share| Arc::strong_count(share) > 1);
+        let fresh = || Arc::new(Semaphore::new(self.per_project_max));
+        shares.entry(project.clone()).or_insert_with(fresh).clone()
+    }
+}

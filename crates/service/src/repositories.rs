@@ -1,0 +1,322 @@
+//! The repositories of the projects: one each, opened once per process and shared.
+//!
+//! The dedup domain is the project, so no project can learn from another's what data it
+//! holds. The password is random, wrapped by the service key, and lies both in the
+//! catalogue and beside the repository's `config`: repository + service key rebuild
+//! everything.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use kedge_core::fact::Unknown;
+use kedge_core::ids::ProjectId;
+use kedge_core::ports::Clock;
+use kedge_engine::{
+    Backend, Closed, CreateOptions, EngineError, Indexed, KdfCost, LocalBackend, Password,
+    Repository, Timestamp,
+};
+use kedge_store::{Store, StoreError};
+use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
+
+use crate::keys::{KeyError, ServiceKey};
+use crate::settings::Kdf;
+
+/// An open repository, shared by everything in the process that reads or writes it.
+pub type SharedRepository = Arc<Repository<Indexed>>;
+
+/// Where repositories lie.
+pub trait Places: Send + Sync + Debug {
+    /// The store of one project's repository.
+    fn backend(&self, project: &ProjectId) -> Result<Arc<dyn Backend>, RepositoryError>;
+
+    /// What `RESTIC_REPOSITORY` says to reach it.
+    fn restic_location(&self, project: &ProjectId) -> Result<String, RepositoryError>;
+}
+
+/// A directory with one repository per project, named by the project's id.
+#[derive(Clone, Debug)]
+pub struct Directory(pub PathBuf);
+
+impl Directory {
+    fn path(&self, project: &ProjectId) -> Result<PathBuf, RepositoryError> {
+        let name = project.as_str();
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
+            return Err(RepositoryError::Failed(format!("{project:?} cannot name a directory")));
+        }
+        Ok(self.0.join(name))
+    }
+}
+
+impl Places for Directory {
+    fn backend(&self, project: &ProjectId) -> Result<Arc<dyn Backend>, RepositoryError> {
+        Ok(Arc::new(LocalBackend::new(self.path(project)?)))
+    }
+
+    fn restic_location(&self, project: &ProjectId) -> Result<String, RepositoryError> {
+        let path = self.path(project)?;
+        let absolute = std::path::absolute(&path)
+            .map_err(|error| RepositoryError::Failed(format!("{}: {error}", path.display())))?;
+        Ok(absolute.display().to_string())
+    }
+}
+
+/// Why a repository cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RepositoryError {
+    /// The project has none yet.
+    #[error("the project has no repository yet")]
+    None,
+    /// The key that opens it cannot be had.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The catalogue failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The engine failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// An invariant is gone.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl RepositoryError {
+    /// Whether trying again may help.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Engine(error) => error.is_retryable() || error.is_unreachable(),
+            Self::Store(error) => error.is_retryable(),
+            Self::None | Self::Key(_) | Self::Failed(_) => false,
+        }
+    }
+
+    /// How this reads as a fact nobody could learn.
+    pub fn unknown(&self) -> Unknown {
+        match self {
+            Self::Key(_) | Self::Engine(EngineError::WrongPassword) => Unknown::KeyUnavailable,
+            Self::None | Self::Store(_) | Self::Engine(_) | Self::Failed(_) => {
+                Unknown::RepositoryUnreachable
+            }
+        }
+    }
+}
+
+/// Whether a missing repository may be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Missing {
+    Create,
+    Refuse,
+}
+
+/// All repositories of the installation.
+#[derive(Debug)]
+pub struct Repositories {
+    places: Arc<dyn Places>,
+    key: Arc<ServiceKey>,
+    store: Store,
+    clock: Arc<dyn Clock>,
+    kdf: KdfCost,
+    opened: Mutex<HashMap<ProjectId, Arc<OnceCell<SharedRepository>>>>,
+}
+
+/// What lies beside `config`, in `kedge/access.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Access {
+    format: u32,
+    project: ProjectId,
+    cipher: String,
+    wrapped_password: String,
+}
+
+impl Repositories {
+    /// The repositories at `places`, whose passwords `key` wraps.
+    pub fn new(
+        places: Arc<dyn Places>,
+        key: Arc<ServiceKey>,
+        store: Store,
+        clock: Arc<dyn Clock>,
+        kdf: Kdf,
+    ) -> Self {
+        let kdf = match kdf {
+            Kdf::Strong => KdfCost::STANDARD,
+            Kdf::Cheap => KdfCost::CHEAP,
+        };
+        Self { places, key, store, clock, kdf, opened: Mutex::default() }
+    }
+
+    /// The project's repository, which must exist.
+    pub async fn get(&self, project: &ProjectId) -> Result<SharedRepository, RepositoryError> {
+        self.open(project, Missing::Refuse).await
+    }
+
+    /// The project's repository, made at its first backup.
+    pub async fn get_or_create(
+        &self,
+        project: &ProjectId,
+    ) -> Result<SharedRepository, RepositoryError> {
+        self.open(project, Missing::Create).await
+    }
+
+    /// What stock restic needs: `RESTIC_REPOSITORY` and `RESTIC_PASSWORD` as shell lines.
+    /// A secret; its place is a file only its owner can read.
+    pub async fn recovery_kit(&self, project: &ProjectId) -> Result<String, RepositoryError> {
+        let password = self.password(project, Missing::Refuse).await?;
+        let location = self.places.restic_location(project)?;
+        Ok(format!(
+            "# What stock restic needs to read this project's backups. Keep it secret.\n\
+             RESTIC_REPOSITORY={}\nRESTIC_PASSWORD={}\n",
+            shell_quoted(&location),
+            shell_quoted(password.expose())
+        ))
+    }
+
+    async fn open(
+        &self,
+        project: &ProjectId,
+        missing: Missing,
+    ) -> Result<SharedRepository, RepositoryError> {
+        let cell = {
+            let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+            opened.entry(project.clone()).or_default().clone()
+        };
+        cell.get_or_try_init(|| self.open_anew(project, missing)).await.cloned()
+    }
+
+    async fn open_anew(
+        &self,
+        project: &ProjectId,
+        missing: Missing,
+    ) -> Result<SharedRepository, RepositoryError> {
+        let backend = self.places.backend(project)?;
+        let password = self.password(project, missing).await?;
+        let missing = self.once_made(project, missing).await?;
+        let access = self.access(project, &password)?;
+        let (kdf, now) = (self.kdf, engine_time(self.clock.now()));
+        let repository = blocking(move || {
+            let exists = Repository::<Closed>::is_initialised(&*backend)?;
+            let open = match (exists, missing) {
+                (true, _) => Repository::<Closed>::open(backend, &password)?,
+                (false, Missing::Create) => {
+                    let options = CreateOptions {
+                        password: &password,
+                        kdf,
+                        created_at: now,
+                        access: Some(&access),
+                    };
+                    Repository::<Closed>::create(backend, &options)?
+                }
+                (false, Missing::Refuse) => return Err(EngineError::NotARepository),
+            };
+            open.load_index()
+        })
+        .await?;
+        self.store.mark_repository_made(project).await?;
+        Ok(Arc::new(repository))
+    }
+
+    /// A repository that was made once and is not there now is out of reach (a disk not
+    /// mounted, a directory moved away): making a new one would hide the backups.
+    async fn once_made(
+        &self,
+        project: &ProjectId,
+        missing: Missing,
+    ) -> Result<Missing, RepositoryError> {
+        match self.store.find_repository(project).await? {
+            Some(row) if row.made => Ok(Missing::Refuse),
+            Some(_) | None => Ok(missing),
+        }
+    }
+
+    /// The repository's password: from the catalogue; else, after the catalogue was lost,
+    /// from beside the repository; else a new one. It is in the catalogue before the
+    /// repository exists, so a crash in between loses nothing.
+    async fn password(
+        &self,
+        project: &ProjectId,
+        missing: Missing,
+    ) -> Result<Password, RepositoryError> {
+        if let Some(row) = self.store.find_repository(project).await? {
+            return Ok(self.key.unwrap(&row.wrapped_password, project)?);
+        }
+        let wrapped = match (self.find_access(project).await?, missing) {
+            (Some(wrapped), _) => wrapped,
+            (None, Missing::Create) => self.key.wrap(&Password::random()?, project)?,
+            (None, Missing::Refuse) => return Err(RepositoryError::None),
+        };
+        let row = self.store.create_repository(project, &wrapped, self.clock.now()).await?;
+        Ok(self.key.unwrap(&row.wrapped_password, project)?)
+    }
+
+    async fn find_access(&self, project: &ProjectId) -> Result<Option<Vec<u8>>, RepositoryError> {
+        let backend = self.places.backend(project)?;
+        let Some(bytes) = blocking(move || Repository::<Closed>::find_access(&*backend)).await?
+        else {
+            return Ok(None);
+        };
+        let malformed =
+            |what: String| RepositoryError::Failed(format!("kedge/access.json: {what}"));
+        let access: Access =
+            serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
+        let wrapped = BASE64
+            .decode(access.wrapped_password)
+            .map_err(|error| malformed(format!("wrapped_password: {error}")))?;
+        Ok(Some(wrapped))
+    }
+
+    fn access(&self, project: &ProjectId, password: &Password) -> Result<Vec<u8>, RepositoryError> {
+        let access = Access {
+            format: 1,
+            project: project.clone(),
+            cipher: "aes-256-gcm".to_owned(),
+            wrapped_password: BASE64.encode(self.key.wrap(password, project)?),
+        };
+        serde_json::to_vec_pretty(&access)
+            .map_err(|error| RepositoryError::Failed(format!("kedge/access.json: {error}")))
+    }
+}
+
+/// A word as a POSIX shell reads it back, whatever it holds.
+fn shell_quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// The engine keeps its own time type because it knows nothing of ours.
+pub(crate) fn engine_time(at: kedge_core::time::Timestamp) -> Timestamp {
+    Timestamp::from_micros(at.as_micros())
+}
+
+/// Runs engine work where it may block.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
+) -> Result<T, RepositoryError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Ok(done?),
+        Err(error) => Err(RepositoryError::Failed(format!("engine task: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_project_id_never_becomes_a_path() {
+        let root = Directory("/repositories".into());
+        for name in ["", "..", "a/b", "a\0b", "a\nb", &"x".repeat(65)] {
+            assert!(root.path(&ProjectId::new(name)).is_err(), "{name:?}");
+        }
+        let path = root.path(&ProjectId::new("3f2b9c1d7a6e4c58b0d1e2f3a4b5c6d7")).unwrap();
+        assert!(path.starts_with("/repositories"));
+    }
+
+    #[test]
+    fn a_quoted_word_survives_the_shell() {
+        assert_eq!(shell_quoted("/srv/it's here"), r"'/srv/it'\''s here'");
+    }
+}

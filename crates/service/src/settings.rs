@@ -1,0 +1,84 @@
+//! What an operator may set, with the defaults and the reason of each limit.
+
+use std::time::Duration;
+
+use kedge_core::job::Lease;
+use kedge_core::protect;
+
+/// Settings of the service; the binary fills them from its configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Rules the operator decides.
+    pub protect: protect::Settings,
+    /// What one request may ask for.
+    pub limits: Limits,
+    /// How long a worker may hold a job without a sign of life.
+    pub lease: Lease,
+    /// Jobs running at once: each holds disks open and some tens of MB.
+    pub workers: usize,
+    /// How long a token lives.
+    pub token_lifetime: Duration,
+    /// zstd level of new data; 3 is dense, 1 fast (DESIGN 8).
+    pub compression_level: i32,
+    /// Threads of one mover.
+    pub mover_threads: usize,
+    /// Cost of the key derivation of new repositories.
+    pub kdf: Kdf,
+}
+
+/// Cost of the key derivation of new repositories.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kdf {
+    /// What restic itself uses.
+    Strong,
+    /// For tests, whose passwords guard nothing.
+    Cheap,
+}
+
+/// What one request may ask for, and what all requests may do at once.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Questions in one check: a page of servers.
+    pub questions_max: usize,
+    /// Mapped disks in one question: more than any server has.
+    pub mappings_max: usize,
+    /// Cloud look-ups running at once, over all projects: what a cloud's API bears.
+    pub lookups_max: usize,
+    /// Cloud look-ups of one project running at once, so that no project takes them all.
+    pub lookups_per_project_max: usize,
+    /// How long a request may take.
+    pub request_time: Duration,
+    /// Password hashes computed at once: each costs 19 MiB and a core.
+    pub hashes_max: usize,
+    /// Failed logins of one user per minute before further ones are refused.
+    pub failed_logins_per_minute_max: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            protect: protect::Settings::default(),
+            limits: Limits::default(),
+            lease: Lease { length: Duration::from_secs(60) },
+            workers: 2,
+            token_lifetime: Duration::from_secs(24 * 60 * 60),
+            compression_level: 3,
+            mover_threads: 2,
+            kdf: Kdf::Strong,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            questions_max: 100,
+            mappings_max: 64,
+            lookups_max: 32,
+            lookups_per_project_max: 8,
+            request_time: Duration::from_secs(30),
+            hashes_max: 2,
+            failed_logins_per_minute_max: 10,
+        }
+    }
+}
