@@ -1,0 +1,222 @@
+//! What happens to every call around its handler: a place among the calls answered at
+//! once, a limit of time, an end to panics, one form of error, one line in the log.
+//!
+//! A call that is dropped, because its client went away, frees its place and whatever its
+//! handler held, since all of it lives in one future.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
+use http::header::{CONTENT_LENGTH, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use kedge_core::code::Code;
+use tokio::sync::Semaphore;
+use tracing::{error, info};
+
+use crate::config::ApiConfig;
+use crate::error::{ApiError, Form};
+use crate::metrics::Metrics;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The route of calls that have none, in logs and metrics. Their path is the caller's own
+/// text, so it is not shown.
+const NO_ROUTE: &str = "none";
+
+/// The route that answers even when the service is full: a restart would not help.
+pub(crate) const ALWAYS_ANSWERED: &str = "/healthz";
+
+/// What the edge works with.
+#[derive(Clone, Debug)]
+pub(crate) struct Edge {
+    config: Arc<ApiConfig>,
+    metrics: Metrics,
+    places: Arc<Semaphore>,
+}
+
+impl Edge {
+    pub(crate) fn new(config: Arc<ApiConfig>, metrics: Metrics) -> Self {
+        let places = Arc::new(Semaphore::new(config.limits.requests_max));
+        Self { config, metrics, places }
+    }
+}
+
+/// Surrounds a call.
+pub(crate) async fn around(State(edge): State<Edge>, request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map_or(NO_ROUTE, MatchedPath::as_str);
+    let method = request.method().clone();
+    let form = form_for(request.uri().path());
+    let request_id = edge.config.ids.next_uuid().to_string();
+    let started = edge.config.clock.monotonic();
+
+    let answer = answer(&edge, route, request, next).await;
+    let (mut answer, trouble) = in_our_form(answer, Some(&request_id), form);
+    if let Ok(value) = HeaderValue::from_str(&request_id) {
+        answer.headers_mut().insert(REQUEST_ID, value);
+    }
+
+    let took = edge.config.clock.monotonic().saturating_sub(started);
+    edge.metrics.count(route, &method, answer.status(), took);
+    log(
+        &Line { route, method: &method, status: answer.status(), took, request_id: &request_id },
+        trouble,
+    );
+    answer
+}
+
+/// The handler's answer, or why there is none.
+async fn answer(edge: &Edge, route: &str, request: Request, next: Next) -> Response {
+    let place = edge.places.try_acquire();
+    if place.is_err() && route != ALWAYS_ANSWERED {
+        return ApiError::new(Code::Unavailable, "too many requests at once, try again later")
+            .into_response();
+    }
+    let call = async {
+        if let Some(before) = &edge.config.before_call {
+            before.0(route).await;
+        }
+        next.run(request).await
+    };
+    let limit = edge.config.limits.request_time;
+    match tokio::time::timeout(limit, AssertUnwindSafe(call).catch_unwind()).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(panic)) => ApiError::panicked(message_of(&*panic)).into_response(),
+        Err(_) => ApiError::new(Code::Timeout, "the request took too long").into_response(),
+    }
+}
+
+fn message_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
+}
+
+/// Below `/v3` Keystone's clients read.
+fn form_for(path: &str) -> Form {
+    match path.strip_prefix("/v3") {
+        Some("") => Form::Keystone,
+        Some(rest) if rest.starts_with('/') => Form::Keystone,
+        Some(_) | None => Form::Flat,
+    }
+}
+
+/// An answer that is no success gets our body, whoever made it; its other headers stay,
+/// such as `Allow`. Also says what was wrong.
+pub(crate) fn in_our_form(
+    mut answer: Response,
+    request_id: Option<&str>,
+    form: Form,
+) -> (Response, Option<ApiError>) {
+    let status = answer.status();
+    if !status.is_client_error() && !status.is_server_error() {
+        return (answer, None);
+    }
+    let known = answer.extensions_mut().remove::<ApiError>();
+    let error = known.unwrap_or_else(|| ApiError::of_status(status));
+    let body = Json(error.body(request_id.map(str::to_owned), form)).into_response();
+    let mut headers = std::mem::take(answer.headers_mut());
+    headers.remove(CONTENT_LENGTH);
+    add_challenge(&mut headers, status);
+    let mut whole = (status, body).into_response();
+    for (name, value) in headers.iter().filter(|(name, _)| *name != http::header::CONTENT_TYPE) {
+        whole.headers_mut().append(name, value.clone());
+    }
+    (whole, Some(error))
+}
+
+/// HTTP wants a 401 to say how to log in.
+fn add_challenge(headers: &mut HeaderMap, status: StatusCode) {
+    if status == StatusCode::UNAUTHORIZED {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Keystone"));
+    }
+}
+
+struct Line<'a> {
+    route: &'a str,
+    method: &'a Method,
+    status: StatusCode,
+    took: Duration,
+    request_id: &'a str,
+}
+
+/// One line a call. A code says what was refused; words of the caller stay out.
+fn log(line: &Line<'_>, trouble: Option<ApiError>) {
+    let Line { route, method, status, request_id, .. } = *line;
+    let method = method.as_str();
+    let (status, duration_ms) = (status.as_u16(), line.took.as_millis());
+    let code = trouble.as_ref().map(|error| error.code().as_str());
+    match trouble.as_ref().and_then(ApiError::detail) {
+        Some(detail) => error!(
+            method,
+            route,
+            status,
+            duration_ms,
+            request_id,
+            code,
+            detail,
+            "{method:?} {route} failed with {status}: {detail:?}"
+        ),
+        None => info!(
+            method,
+            route, status, duration_ms, request_id, code, "{method:?} {route} answered {status}"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::to_bytes;
+    use http::header::ALLOW;
+
+    use super::*;
+
+    async fn body_of(answer: Response) -> serde_json::Value {
+        serde_json::from_slice(&to_bytes(answer.into_body(), 10_000).await.unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_answer_of_axums_own_gets_our_body_and_keeps_its_headers() {
+        let theirs = (StatusCode::METHOD_NOT_ALLOWED, [(ALLOW, "GET,HEAD")], "").into_response();
+        let (ours, trouble) = in_our_form(theirs, Some("r"), Form::Flat);
+        assert_eq!(ours.status(), StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(ours.headers()[ALLOW], "GET,HEAD");
+        assert_eq!(ours.headers()["content-type"], "application/json");
+        assert_eq!(trouble.unwrap().code(), Code::MethodNotAllowed);
+        let body = body_of(ours).await;
+        assert_eq!((&body["error_code"], &body["request_id"]), (&"KEDGE.4050".into(), &"r".into()));
+    }
+
+    #[tokio::test]
+    async fn a_success_passes_untouched() {
+        let (answer, trouble) =
+            in_our_form((StatusCode::MULTIPLE_CHOICES, "x").into_response(), Some("r"), Form::Flat);
+        assert_eq!(answer.status(), StatusCode::MULTIPLE_CHOICES);
+        assert!(trouble.is_none());
+        assert_eq!(to_bytes(answer.into_body(), 10).await.unwrap(), "x");
+    }
+
+    #[tokio::test]
+    async fn a_401_says_how_to_log_in() {
+        let refused = ApiError::new(Code::Unauthenticated, "authentication failed");
+        let (answer, _) = in_our_form(refused.into_response(), None, form_for("/v3/auth/tokens"));
+        assert_eq!(answer.headers()[WWW_AUTHENTICATE], "Keystone");
+        assert_eq!(body_of(answer).await["error"]["code"], 401);
+    }
+
+    #[test]
+    fn only_keystones_paths_have_keystones_form() {
+        for path in ["/v3", "/v3/", "/v3/auth/tokens"] {
+            assert_eq!(form_for(path), Form::Keystone, "{path}");
+        }
+        for path in ["/", "/v1/v3", "/v33"] {
+            assert_eq!(form_for(path), Form::Flat, "{path}");
+        }
+    }
+}

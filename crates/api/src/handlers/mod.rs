@@ -1,0 +1,8 @@
+//! The handlers: each converts, calls, converts.
+
+pub(crate) mod checkpoints;
+pub(crate) mod checks;
+pub(crate) mod identity;
+pub(crate) mod items;
+pub(crate) mod restores;
+pub(crate) mod service;
