@@ -1,0 +1,264 @@
+//! The whole service in one process on a simulated cloud.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kedge_cloud::sim::SimCloud;
+use kedge_core::ids::{ProjectId, ServerId, VolumeId};
+use kedge_core::job::Lease;
+use kedge_core::ports::Cloud;
+use kedge_core::resource::{
+    Encryption, Hardware, Server, ServerKind, ServerStatus, Sharing, StorageClass, Volume,
+    VolumeRole, VolumeStatus,
+};
+use kedge_service::context::{Context, Right};
+use kedge_service::identity::{
+    DomainRef, Identity, Login, ProjectRef, UserRef, UsersSource, hash_password_cheaply,
+};
+use kedge_service::keys::ServiceKey;
+use kedge_service::repositories::Repositories;
+use kedge_service::settings::{Kdf, Settings};
+use kedge_service::{App, Points, Wiring};
+use kedge_store::Store;
+use zeroize::Zeroizing;
+
+use crate::outside::{ManualClock, MemoryPlaces, SequentialIds};
+
+/// The project most tests work in.
+pub const PROJECT: &str = "3f2b9c1d7a6e4c58b0d1e2f3a4b5c6d7";
+/// Somebody else's project.
+pub const OTHER_PROJECT: &str = "00112233445566778899aabbccddeeff";
+/// May list and check in [`PROJECT`].
+pub const READER: &str = "rae";
+/// May back up and restore in [`PROJECT`].
+pub const MEMBER: &str = "ann";
+/// Everybody's password.
+pub const PASSWORD: &str = "correct horse battery staple";
+
+/// The service, and what is around it.
+#[derive(Debug)]
+pub struct Harness {
+    /// The service under test.
+    pub app: App,
+    /// The cloud it protects.
+    pub cloud: SimCloud,
+    /// Its catalogue.
+    pub store: Store,
+    /// Its time.
+    pub clock: Arc<ManualClock>,
+    /// Its repositories.
+    pub places: MemoryPlaces,
+    /// What wraps their passwords.
+    pub key: Arc<ServiceKey>,
+    ids: Arc<SequentialIds>,
+}
+
+impl Harness {
+    /// A service with an empty cloud.
+    pub async fn new() -> Self {
+        Self::with(Settings::default()).await
+    }
+
+    /// A service with these settings, made cheap where that only costs time.
+    pub async fn with(settings: Settings) -> Self {
+        let clock = Arc::new(ManualClock::new());
+        let cloud = SimCloud::new(clock.clone());
+        Self::around(cloud.clone(), Arc::new(cloud), clock, settings).await
+    }
+
+    async fn around(
+        sim: SimCloud,
+        cloud: Arc<dyn Cloud>,
+        clock: Arc<ManualClock>,
+        settings: Settings,
+    ) -> Self {
+        let store = Store::open_in_memory().await.expect("a catalogue in memory");
+        let places = MemoryPlaces::default();
+        let key = Arc::new(ServiceKey::random().expect("randomness"));
+        let ids = Arc::new(SequentialIds::default());
+        let settings = Settings { kdf: Kdf::Cheap, workers: 1, compression_level: 1, ..settings };
+        let app = wire(&store, cloud, &places, &key, &clock, &ids, settings);
+        Self { app, cloud: sim, store, clock, places, key, ids }
+    }
+
+    /// The service after a restart of its process: nothing survives but the outside.
+    pub async fn restarted(self) -> Self {
+        self.restarted_with_key(self.key.clone()).await
+    }
+
+    /// The same with another service key, as after a lost key file.
+    pub async fn restarted_with_key(&self, key: Arc<ServiceKey>) -> Self {
+        use kedge_core::ports::Clock as _;
+        self.store.take_over_all(self.clock.now()).await.expect("the catalogue answers");
+        let settings = Settings {
+            kdf: Kdf::Cheap,
+            workers: 1,
+            compression_level: 1,
+            lease: Lease { length: Duration::from_secs(60) },
+            ..Settings::default()
+        };
+        let cloud = Arc::new(self.cloud.clone());
+        let app = wire(&self.store, cloud, &self.places, &key, &self.clock, &self.ids, settings);
+        Self {
+            app,
+            cloud: self.cloud.clone(),
+            store: self.store.clone(),
+            clock: self.clock.clone(),
+            places: self.places.clone(),
+            key,
+            ids: self.ids.clone(),
+        }
+    }
+
+    /// A fresh token of a user for a project.
+    pub async fn token(&self, user: &str, project: &str) -> String {
+        let login = Login {
+            user: UserRef::Name {
+                name: user.to_owned(),
+                domain: DomainRef::Id("default".to_owned()),
+            },
+            password: Zeroizing::new(PASSWORD.to_owned()),
+            scope: Some(ProjectRef::Id(project.to_owned())),
+        };
+        self.app.login(login).await.expect("a user of the harness").token
+    }
+
+    /// The context of [`MEMBER`] in [`PROJECT`].
+    pub async fn context(&self) -> Context {
+        let token = self.token(MEMBER, PROJECT).await;
+        self.app.authorise(Some(&token), PROJECT, Right::Write).await.expect("a member")
+    }
+
+    /// Runs jobs until none is due, without waiting for those that sleep.
+    pub async fn run_jobs(&self) {
+        self.app.run_due_jobs("test").await.expect("the catalogue answers");
+    }
+
+    /// Runs jobs, letting time pass for those that sleep, until none is alive.
+    pub async fn run_jobs_to_their_end(&self) {
+        for _ in 0..200 {
+            self.run_jobs().await;
+            let jobs = self.store.job_counts().await.expect("the catalogue answers");
+            if jobs.queued + jobs.running == 0 {
+                return;
+            }
+            self.clock.advance(Duration::from_secs(300));
+        }
+        panic!("jobs do not end");
+    }
+
+    /// A fresh UUID.
+    pub fn fresh_uuid(&self) -> uuid::Uuid {
+        use kedge_core::ports::IdSource as _;
+        self.ids.next_uuid()
+    }
+
+    /// A running server of [`PROJECT`] with one disk per content: the first is its system
+    /// disk.
+    pub fn add_server(&self, contents: &[&[u8]]) -> Server {
+        let volumes: Vec<Volume> = contents
+            .iter()
+            .enumerate()
+            .map(|(index, content)| {
+                let role = if index == 0 { VolumeRole::System } else { VolumeRole::Data };
+                self.volume(content.len() as u64, role)
+            })
+            .collect();
+        let bytes: HashMap<VolumeId, Vec<u8>> = volumes
+            .iter()
+            .zip(contents)
+            .map(|(volume, content)| (volume.id.clone(), content.to_vec()))
+            .collect();
+        let server = Server {
+            id: ServerId::from(self.fresh_uuid()),
+            project_id: ProjectId::new(PROJECT),
+            name: "db-1".to_owned(),
+            kind: ServerKind::Kvm,
+            status: ServerStatus::Active,
+            zone: "az-01".to_owned(),
+            hardware: Hardware {
+                ram_mb: 8192,
+                vcpus: 4,
+                image_type: "gold".to_owned(),
+                private_ip: "192.168.0.20".to_owned(),
+                ..Hardware::default()
+            },
+            volumes,
+        };
+        self.cloud.add_server(server.clone(), bytes);
+        server
+    }
+
+    /// A healthy volume with a fresh id.
+    pub fn volume(&self, size_bytes: u64, role: VolumeRole) -> Volume {
+        Volume {
+            id: VolumeId::from(self.fresh_uuid()),
+            name: "disk".to_owned(),
+            size_bytes,
+            role,
+            status: VolumeStatus::Healthy,
+            sharing: Sharing::Exclusive,
+            storage: StorageClass::Ordinary,
+            encryption: Encryption::Plain,
+        }
+    }
+}
+
+fn wire(
+    store: &Store,
+    cloud: Arc<dyn Cloud>,
+    places: &MemoryPlaces,
+    key: &Arc<ServiceKey>,
+    clock: &Arc<ManualClock>,
+    ids: &Arc<SequentialIds>,
+    settings: Settings,
+) -> App {
+    let repositories = Repositories::new(
+        Arc::new(places.clone()),
+        key.clone(),
+        store.clone(),
+        clock.clone(),
+        settings.kdf,
+    );
+    let identity = Identity::new(
+        UsersSource::Text(users()),
+        store.clone(),
+        clock.clone(),
+        &settings.limits,
+        settings.token_lifetime,
+    )
+    .expect("users of the harness");
+    App::new(Wiring {
+        store: store.clone(),
+        cloud,
+        repositories,
+        identity,
+        clock: clock.clone(),
+        ids: ids.clone(),
+        settings,
+        points: Points::default(),
+    })
+}
+
+fn users() -> String {
+    let hash = hash_password_cheaply(PASSWORD).expect("a hash");
+    let projects = [(PROJECT, "demo"), (OTHER_PROJECT, "other")];
+    let grants = [
+        (MEMBER, PROJECT, "member"),
+        (READER, PROJECT, "reader"),
+        ("adm", PROJECT, "admin"),
+        ("bob", OTHER_PROJECT, "member"),
+    ];
+    let mut text = String::new();
+    for (id, name) in projects {
+        text += &format!("[[project]]\nid = \"{id}\"\nname = \"{name}\"\n");
+    }
+    for (user, project, role) in grants {
+        text += &format!(
+            "[[user]]\nid = \"{user}\"\nname = \"{user}\"\npassword_hash = \"{hash}\"\n\
+             [[user.grant]]\nproject = \"{project}\"\nrole = \"{role}\"\n"
+        );
+    }
+    text
+}

@@ -1,0 +1,92 @@
+//! The outside world as tests want it: time that stands still, ids that repeat from run to
+//! run, repositories in memory that can be taken away.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kedge_core::ids::ProjectId;
+use kedge_core::ports::{Clock, IdSource};
+use kedge_core::time::Timestamp;
+use kedge_engine::layer::FaultBackend;
+use kedge_engine::{Backend, MemoryBackend};
+use kedge_service::repositories::{Places, RepositoryError};
+use uuid::Uuid;
+
+/// A clock that moves only when told to.
+#[derive(Debug)]
+pub struct ManualClock {
+    micros: AtomicI64,
+    start_micros: i64,
+}
+
+impl ManualClock {
+    /// A clock at 2026-03-07T09:27:40.928000.
+    pub fn new() -> Self {
+        let start_micros = 1_772_875_660_928_000;
+        Self { micros: AtomicI64::new(start_micros), start_micros }
+    }
+
+    /// Lets time pass.
+    pub fn advance(&self, span: Duration) {
+        let micros = i64::try_from(span.as_micros()).unwrap_or(i64::MAX);
+        self.micros.fetch_add(micros, Ordering::SeqCst);
+    }
+}
+
+impl Default for ManualClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_micros(self.micros.load(Ordering::SeqCst))
+    }
+
+    fn monotonic(&self) -> Duration {
+        let elapsed = self.micros.load(Ordering::SeqCst) - self.start_micros;
+        Duration::from_micros(u64::try_from(elapsed).unwrap_or(0)) + Duration::from_secs(1_000)
+    }
+}
+
+/// Ids 00000000-0000-4000-8000-000000000001 and up.
+#[derive(Debug, Default)]
+pub struct SequentialIds(AtomicU64);
+
+impl IdSource for SequentialIds {
+    fn next_uuid(&self) -> Uuid {
+        let number = u128::from(self.0.fetch_add(1, Ordering::SeqCst) + 1);
+        Uuid::from_u128(0x0000_0000_0000_4000_8000_0000_0000_0000 | number)
+    }
+}
+
+/// Repositories in memory, one per project, that outlive the service under test.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryPlaces(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    backends: Mutex<HashMap<ProjectId, Arc<FaultBackend<MemoryBackend>>>>,
+}
+
+impl MemoryPlaces {
+    /// The store of a project's repository, for faults and inspection.
+    pub fn store_of(&self, project: &ProjectId) -> Arc<FaultBackend<MemoryBackend>> {
+        let mut backends = self.0.backends.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = || Arc::new(FaultBackend::new(MemoryBackend::new()));
+        backends.entry(project.clone()).or_insert_with(fresh).clone()
+    }
+}
+
+impl Places for MemoryPlaces {
+    fn backend(&self, project: &ProjectId) -> Result<Arc<dyn Backend>, RepositoryError> {
+        Ok(self.store_of(project))
+    }
+
+    fn restic_location(&self, project: &ProjectId) -> Result<String, RepositoryError> {
+        Err(RepositoryError::Failed(format!("the repository of {project} lies in memory")))
+    }
+}

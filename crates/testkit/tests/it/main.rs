@@ -1,0 +1,7 @@
+//! The whole service in one process, judged from outside.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod flow;
+mod support;
+mod trouble;

@@ -1,0 +1,103 @@
+//! What several tests need: disks, requests, and waiting for ends.
+
+use kedge_core::checkpoint::{Item, Method};
+use kedge_core::ids::{CheckpointId, ItemId, RestoreId};
+use kedge_core::resource::{SERVER_TYPE, Server};
+use kedge_core::restore::{Mapping, Pair, Question};
+use kedge_service::error::Error;
+use kedge_service::protect::ProtectRequest;
+use kedge_service::restore::RestoreRequest;
+use kedge_store::{PowerOn, Restore};
+use kedge_testkit::Harness;
+
+/// Bytes that differ from place to place and compress a little.
+pub(crate) fn disk(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(length);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+        bytes.extend_from_slice(b"the same words everywhere");
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+pub(crate) fn protect_request(server: &Server, method: Option<Method>) -> ProtectRequest {
+    ProtectRequest {
+        server: server.id.clone(),
+        resource_type: SERVER_TYPE.to_owned(),
+        name: None,
+        description: String::new(),
+        method,
+        tags: Vec::new(),
+        excluded: Vec::new(),
+    }
+}
+
+/// Admits a backup and returns its ids.
+pub(crate) async fn begin_backup(harness: &Harness, server: &Server) -> (CheckpointId, ItemId) {
+    let context = harness.context().await;
+    let checkpoint = harness.app.protect(&context, protect_request(server, None)).await.unwrap();
+    (checkpoint.id.clone(), checkpoint.items[0].id.clone())
+}
+
+/// Backs a server up and returns the item as it ended.
+pub(crate) async fn back_up(harness: &Harness, server: &Server) -> Item {
+    let (_, id) = begin_backup(harness, server).await;
+    harness.run_jobs_to_their_end().await;
+    item(harness, &id).await
+}
+
+pub(crate) async fn item(harness: &Harness, id: &ItemId) -> Item {
+    let context = harness.context().await;
+    harness.app.get_item(&context, id).await.unwrap()
+}
+
+/// The mapping of each disk backup to the target's disk with the same index.
+pub(crate) fn straight(item: &Item, target: &Server) -> Question {
+    let pairs = item
+        .volumes
+        .iter()
+        .zip(&target.volumes)
+        .map(|(backup, volume)| Pair { backup: backup.id.clone(), volume: volume.id.clone() })
+        .collect();
+    Question {
+        item: item.id.clone(),
+        server: target.id.clone(),
+        resource_type: SERVER_TYPE.to_owned(),
+        mapping: Mapping::new(pairs).unwrap(),
+    }
+}
+
+/// Admits a restore.
+pub(crate) async fn begin_restore(
+    harness: &Harness,
+    item: &Item,
+    question: Question,
+) -> Result<RestoreId, Error> {
+    let context = harness.context().await;
+    let request =
+        RestoreRequest { checkpoint: item.checkpoint_id.clone(), question, power_on: PowerOn::Yes };
+    Ok(harness.app.restore(&context, request).await?.id)
+}
+
+pub(crate) async fn find_restore(harness: &Harness, id: &RestoreId) -> Restore {
+    let context = harness.context().await;
+    harness.app.get_restore(&context, id).await.unwrap()
+}
+
+/// What the target's disks hold.
+pub(crate) fn contents(harness: &Harness, server: &Server) -> Vec<Vec<u8>> {
+    server.volumes.iter().map(|volume| harness.cloud.volume_bytes(&volume.id)).collect()
+}
+
+/// Overwrites every disk with something else.
+pub(crate) fn scramble(harness: &Harness, server: &Server) {
+    for (index, volume) in server.volumes.iter().enumerate() {
+        let noise = disk(0xbad + index as u64, usize::try_from(volume.size_bytes).unwrap());
+        harness.cloud.overwrite(&volume.id, 0, &noise);
+    }
+}

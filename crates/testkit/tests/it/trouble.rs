@@ -1,0 +1,235 @@
+//! Bad luck: every call fails once, everything is lost once, nothing that ended well may
+//! hold anything but the truth.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kedge_cloud::sim::{SimCloud, SimOp, SimWrite};
+use kedge_core::ports::CloudError;
+use kedge_core::status::ItemStatus;
+use kedge_store::RestoreStatus;
+use kedge_testkit::Harness;
+
+use crate::support::*;
+
+const MIB: usize = 1 << 20;
+
+/// Calls that a backup makes.
+const PROTECT_CALLS: [SimOp; 6] = [
+    SimOp::FindServer,
+    SimOp::DeleteSnapshots,
+    SimOp::CreateSnapshots,
+    SimOp::OpenSnapshot,
+    SimOp::ReadAt,
+    SimOp::ConfirmSnapshots,
+];
+
+#[tokio::test]
+async fn a_backup_survives_every_call_failing_once() {
+    for op in PROTECT_CALLS {
+        for lose_the_answer in [false, true] {
+            let harness = Harness::new().await;
+            let content = disk(1, 2 * MIB);
+            let server = harness.add_server(&[&content]);
+            let (_, id) = begin_backup(&harness, &server).await;
+            let passing = CloudError::retryable("a passing cloud");
+            if lose_the_answer {
+                harness.cloud.lose_answers(op, 1, passing);
+            } else {
+                harness.cloud.fail_next(op, 1, passing);
+            }
+            harness.run_jobs_to_their_end().await;
+
+            let ended = item(&harness, &id).await;
+            assert_eq!(ended.status, ItemStatus::Available, "{op:?}: {:?}", ended.fault);
+            scramble(&harness, &server);
+            begin_restore(&harness, &ended, straight(&ended, &server)).await.unwrap();
+            harness.run_jobs_to_their_end().await;
+            assert_eq!(contents(&harness, &server)[0], content, "{op:?}");
+            assert_nothing_is_left(&harness).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_backup_that_cannot_be_made_ends_in_error_and_the_next_one_works() {
+    for op in PROTECT_CALLS {
+        let harness = Harness::new().await;
+        let server = harness.add_server(&[&disk(2, MIB)]);
+        let (_, id) = begin_backup(&harness, &server).await;
+        harness.cloud.fail_always(op, CloudError::permanent("a broken cloud"));
+        harness.run_jobs_to_their_end().await;
+
+        let ended = item(&harness, &id).await;
+        assert_eq!(ended.status, ItemStatus::Error, "{op:?}");
+        assert!(ended.fault.is_some(), "{op:?}");
+        harness.cloud.clear_faults();
+        harness.app.reconcile().await;
+        assert_nothing_is_left(&harness).await;
+        assert_eq!(back_up(&harness, &server).await.status, ItemStatus::Available);
+    }
+}
+
+#[tokio::test]
+async fn a_lost_moment_begins_the_backup_again() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(3, MIB)]);
+    let (_, id) = begin_backup(&harness, &server).await;
+    harness.cloud.fail_next(SimOp::ConfirmSnapshots, 1, CloudError::moment_lost("a write"));
+    harness.run_jobs_to_their_end().await;
+
+    assert_eq!(item(&harness, &id).await.status, ItemStatus::Available);
+    assert_eq!(harness.cloud.calls(SimOp::CreateSnapshots), 2);
+}
+
+/// Calls that a restore makes after it was admitted.
+const RESTORE_CALLS: [SimOp; 10] = [
+    SimOp::LockServer,
+    SimOp::FindServer,
+    SimOp::StopServer,
+    SimOp::OpenForWriting,
+    SimOp::WriteAt,
+    SimOp::Finish,
+    SimOp::OpenForReadBack,
+    SimOp::ClearMark,
+    SimOp::UnlockServer,
+    SimOp::StartServer,
+];
+
+#[tokio::test]
+async fn a_restore_survives_every_call_failing_once() {
+    for op in RESTORE_CALLS {
+        for lose_the_answer in [false, true] {
+            let harness = Harness::new().await;
+            let content = disk(4, 2 * MIB);
+            let server = harness.add_server(&[&content]);
+            let item = back_up(&harness, &server).await;
+            scramble(&harness, &server);
+            let restore = begin_restore(&harness, &item, straight(&item, &server)).await.unwrap();
+            let passing = CloudError::retryable("a passing cloud");
+            if lose_the_answer {
+                harness.cloud.lose_answers(op, 1, passing);
+            } else {
+                harness.cloud.fail_next(op, 1, passing);
+            }
+            harness.run_jobs_to_their_end().await;
+
+            let ended = find_restore(&harness, &restore).await;
+            assert_eq!(ended.status, RestoreStatus::Success, "{op:?}: {}", ended.reason);
+            assert_eq!(contents(&harness, &server)[0], content, "{op:?}");
+            assert_nothing_is_left(&harness).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_restore_that_fails_half_way_leaves_the_target_stopped_and_marked() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(5, 2 * MIB)]);
+    let saved = back_up(&harness, &server).await;
+    scramble(&harness, &server);
+    harness.cloud.fail_always(SimOp::Finish, CloudError::permanent("the disk broke"));
+    let restore = begin_restore(&harness, &saved, straight(&saved, &server)).await.unwrap();
+    harness.run_jobs_to_their_end().await;
+
+    let ended = find_restore(&harness, &restore).await;
+    assert_eq!(ended.status, RestoreStatus::Fail);
+    assert!(ended.reason.contains("POST /restores"), "{}", ended.reason);
+    let after = harness.cloud.server(&server.id).unwrap();
+    assert_eq!(after.status, kedge_core::resource::ServerStatus::Shutoff);
+    let started = |entry: &kedge_cloud::sim::WriteLogEntry| {
+        matches!(entry.what, SimWrite::Started { .. } | SimWrite::Unmarked { .. })
+    };
+    assert!(!harness.cloud.write_log().iter().any(started));
+    // The backup is not harmed, and restoring again makes the server whole.
+    let saved = item(&harness, &saved.id).await;
+    assert_eq!(saved.status, ItemStatus::Available);
+    assert_eq!(saved.fault.as_ref().unwrap().operation.as_str(), "restore");
+    harness.cloud.clear_faults();
+    let again = begin_restore(&harness, &saved, straight(&saved, &server)).await.unwrap();
+    harness.run_jobs_to_their_end().await;
+    assert_eq!(find_restore(&harness, &again).await.status, RestoreStatus::Success);
+}
+
+#[tokio::test]
+async fn a_restore_that_wrote_nothing_puts_the_server_back() {
+    let harness = Harness::new().await;
+    let content = disk(6, MIB);
+    let server = harness.add_server(&[&content]);
+    let item = back_up(&harness, &server).await;
+    harness.cloud.fail_always(SimOp::OpenForWriting, CloudError::permanent("no"));
+    let restore = begin_restore(&harness, &item, straight(&item, &server)).await.unwrap();
+    harness.run_jobs_to_their_end().await;
+
+    assert_eq!(find_restore(&harness, &restore).await.status, RestoreStatus::Fail);
+    let after = harness.cloud.server(&server.id).unwrap();
+    assert_eq!(after.status, kedge_core::resource::ServerStatus::Active);
+    assert_eq!(contents(&harness, &server)[0], content);
+}
+
+/// State may change between admission and execution: then nothing is written.
+#[tokio::test]
+async fn a_restore_whose_target_changed_since_is_refused_before_its_first_write() {
+    let harness = Harness::new().await;
+    let content = disk(7, MIB);
+    let server = harness.add_server(&[&content]);
+    let item = back_up(&harness, &server).await;
+    let restore = begin_restore(&harness, &item, straight(&item, &server)).await.unwrap();
+    harness.cloud.edit_server(&server.id, |server| server.volumes[0].size_bytes -= 1);
+    harness.run_jobs_to_their_end().await;
+
+    let ended = find_restore(&harness, &restore).await;
+    assert_eq!(ended.status, RestoreStatus::Fail);
+    assert!(ended.reason.contains("CSBS.6024"), "{}", ended.reason);
+    let wrote = |entry: &kedge_cloud::sim::WriteLogEntry| {
+        matches!(entry.what, SimWrite::Wrote { .. } | SimWrite::Marked { .. })
+    };
+    assert!(!harness.cloud.write_log().iter().any(wrote));
+}
+
+/// A mover that stood still past its lease writes nothing after its successor began.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mover_past_its_lease_stops_before_its_next_write() {
+    let harness = Harness::new().await;
+    let content = disk(8, 4 * MIB);
+    let server = harness.add_server(&[&content]);
+    let item = back_up(&harness, &server).await;
+    scramble(&harness, &server);
+    let restore = begin_restore(&harness, &item, straight(&item, &server)).await.unwrap();
+    // The first write stands still for two minutes; the lease is a minute.
+    let (clock, slept) = (harness.clock.clone(), AtomicBool::new(false));
+    harness.cloud.before(SimOp::WriteAt, move || {
+        if !slept.swap(true, Ordering::SeqCst) {
+            clock.advance(Duration::from_secs(120));
+        }
+    });
+    let (cloud, seen) = (harness.cloud.clone(), Arc::new(Mutex::new(Vec::new())));
+    let at_opening = seen.clone();
+    harness.cloud.before(SimOp::OpenForWriting, move || {
+        at_opening.lock().unwrap().push(wrote(&cloud));
+    });
+    harness.run_jobs_to_their_end().await;
+
+    let ended = find_restore(&harness, &restore).await;
+    assert_eq!(ended.status, RestoreStatus::Success, "{}", ended.reason);
+    assert_eq!(contents(&harness, &server)[0], content);
+    let seen = seen.lock().unwrap().clone();
+    assert_eq!(seen.len(), 2, "the first holder and its successor");
+    // Four threads may each have had one write on its way; none began another.
+    assert!(seen[1] <= 4, "{} writes by a holder whose lease was over", seen[1]);
+}
+
+fn wrote(cloud: &SimCloud) -> usize {
+    cloud.write_log().iter().filter(|e| matches!(e.what, SimWrite::Wrote { .. })).count()
+}
+
+/// No snapshot, no lock, no claim of a job that ended.
+async fn assert_nothing_is_left(harness: &Harness) {
+    use kedge_core::ports::Cloud as _;
+    assert_eq!(harness.cloud.list_snapshots().await.unwrap(), []);
+    assert_eq!(harness.cloud.list_locks().await.unwrap(), []);
+    assert_eq!(harness.store.list_live_jobs().await.unwrap(), []);
+    let reconciled = harness.app.reconcile().await;
+    assert_eq!(reconciled, Default::default());
+}
