@@ -107,7 +107,7 @@ pub fn plan(
 /// Plans by a given list of rules: the seam by which a test shows that each one counts.
 ///
 /// # Errors
-/// The first rule that refuses; or the unseen server, which no list of rules can plan.
+/// The first rule that refuses; or a bug, if the rules let an unseen server through.
 pub fn plan_by(
     rules: &[Rule],
     question: &Question,
@@ -117,14 +117,9 @@ pub fn plan_by(
     for rule in rules {
         (rule.check)(question, facts, settings)?;
     }
-    match &facts.server {
-        Fact::Seen { value, .. } => {
-            let volumes = chosen(question, value).cloned().collect();
-            Ok(ProtectPlan { server: Server { volumes, ..value.clone() } })
-        }
-        Fact::Absent => Err(Refusal::ServerNotFound(question.server.clone())),
-        Fact::Unknown { why } => Err(Refusal::Unknown(*why)),
-    }
+    let server = facts.server.seen().ok_or(Refusal::Unseen("the server"))?;
+    let volumes = chosen(question, server).cloned().collect();
+    Ok(ProtectPlan { server: Server { volumes, ..server.clone() } })
 }
 
 fn chosen<'a>(question: &'a Question, server: &'a Server) -> impl Iterator<Item = &'a Volume> {
@@ -194,16 +189,12 @@ fn has_a_volume(question: &Question, facts: &Facts, _: &Settings) -> Result<(), 
 
 fn storage_is_supported(question: &Question, facts: &Facts, _: &Settings) -> Result<(), Refusal> {
     let Some(server) = facts.server.seen() else { return Ok(()) };
-    for volume in chosen(question, server) {
-        match volume.storage {
-            StorageClass::Ordinary => {}
-            StorageClass::Dedicated => {
-                return Err(Refusal::DedicatedStorage(volume.id.clone(), server.id.clone()));
-            }
-            StorageClass::Unsupported => {
-                return Err(Refusal::StorageUnsupported(volume.id.clone()));
-            }
-        }
+    let on = |storage| chosen(question, server).find(move |volume| volume.storage == storage);
+    if let Some(volume) = on(StorageClass::Dedicated) {
+        return Err(Refusal::DedicatedStorage(volume.id.clone(), server.id.clone()));
+    }
+    if let Some(volume) = on(StorageClass::Unsupported) {
+        return Err(Refusal::StorageUnsupported(volume.id.clone()));
     }
     Ok(())
 }

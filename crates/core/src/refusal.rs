@@ -109,6 +109,8 @@ pub enum Refusal {
     SnapshotMissing(ItemId),
     /// A fact could not be learned.
     Unknown(Unknown),
+    /// A bug: the rules let something through that a plan needs and nobody saw.
+    Unseen(&'static str),
     /// More tags than an object may carry.
     TooManyTags,
 }
@@ -151,6 +153,7 @@ impl Refusal {
             Self::Unknown(Unknown::CloudSilent) => Code::CloudSilent,
             Self::Unknown(Unknown::RepositoryUnreachable) => Code::RepositoryUnreachable,
             Self::Unknown(Unknown::KeyUnavailable) => Code::KeyUnavailable,
+            Self::Unseen(_) => Code::Internal,
             Self::TooManyTags => Code::TooManyTags,
         }
     }
@@ -254,6 +257,7 @@ impl fmt::Display for Refusal {
             Self::Unknown(Unknown::KeyUnavailable) => {
                 f.write_str("The key of the backup repository cannot be had.")
             }
+            Self::Unseen(what) => write!(f, "planning without {what} failed"),
             Self::TooManyTags => {
                 write!(f, "request tags exceed the max allowed count: {TAGS_MAX}.")
             }

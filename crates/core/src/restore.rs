@@ -168,7 +168,7 @@ pub fn plan(question: &Question, facts: &Facts) -> Result<RestorePlan, Refusal> 
 /// Plans by a given list of rules: the seam by which a test shows that each one counts.
 ///
 /// # Errors
-/// The first rule that refuses; or the first thing a plan needs and nobody saw.
+/// The first rule that refuses; or a bug, if the rules let something unseen through.
 pub fn plan_by(rules: &[Rule], question: &Question, facts: &Facts) -> Result<RestorePlan, Refusal> {
     for rule in rules {
         (rule.check)(question, facts)?;
@@ -178,15 +178,12 @@ pub fn plan_by(rules: &[Rule], question: &Question, facts: &Facts) -> Result<Res
 
 /// A plan is made only of what was seen, whatever the rules let through.
 fn assemble(question: &Question, facts: &Facts) -> Result<RestorePlan, Refusal> {
-    let item = seen(&facts.item, || Refusal::ItemNotFound(question.item.clone()))?;
-    let target = seen(&facts.target, || Refusal::ServerNotFound(question.server.clone()))?;
-    let snapshot = seen(&facts.snapshot, || Refusal::SnapshotMissing(question.item.clone()))?;
+    let item = facts.item.seen().ok_or(Refusal::Unseen("the backup"))?;
+    let target = facts.target.seen().ok_or(Refusal::Unseen("the target"))?;
+    let snapshot = facts.snapshot.seen().ok_or(Refusal::Unseen("the snapshot"))?;
     let writes = pairs(question, item, target)
         .map(|(backup, volume)| {
-            let stored = backup
-                .stored
-                .as_ref()
-                .ok_or_else(|| Refusal::SnapshotMissing(question.item.clone()))?;
+            let stored = backup.stored.as_ref().ok_or(Refusal::Unseen("what was stored"))?;
             Ok(VolumeWrite {
                 backup: backup.id.clone(),
                 folder: stored.folder.clone(),

@@ -19,7 +19,7 @@ pub struct Timestamp(i64);
 
 impl Timestamp {
     /// A timestamp from its microseconds since the epoch.
-    pub fn from_micros(micros: i64) -> Self {
+    pub const fn from_micros(micros: i64) -> Self {
         Self(micros)
     }
 

@@ -5,7 +5,7 @@
 //! Foreign objects are absent: the same queries, the same calls, the same answer as for
 //! what does not exist.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -19,10 +19,10 @@ use kedge_core::resource::Server;
 use kedge_core::restore;
 use kedge_core::status::ItemStatus;
 use kedge_core::time::Timestamp;
+use kedge_engine::SnapshotId;
 use kedge_store::{Holders, StoreError};
 
 use crate::app::Parts;
-use crate::repositories::blocking;
 
 /// Who asks for facts.
 #[derive(Clone, Copy, Debug)]
@@ -151,42 +151,37 @@ impl Parts {
         }
     }
 
+    /// A snapshot that is not there is absent, with or without the key; one that is there
+    /// is of use only with it.
     async fn probe(
         &self,
         project: &ProjectId,
         named: Vec<(ItemId, SnapshotRef)>,
         now: Timestamp,
     ) -> HashMap<ItemId, Fact<SnapshotRef>> {
-        let repository = match self.repositories.get(project).await {
-            Ok(repository) => repository,
+        let parsed: Vec<_> = named
+            .iter()
+            .filter_map(|(_, snapshot)| snapshot.snapshot.parse::<SnapshotId>().ok())
+            .collect();
+        let held = match self.repositories.hold_snapshots(project, parsed.clone()).await {
+            Ok(held) => held,
             Err(error) => {
-                tracing::warn!(project.id = ?project, "repository cannot be opened: {error}");
+                tracing::warn!(project.id = ?project, "repository does not answer: {error}");
                 return all_unknown(&named, error.unknown());
             }
         };
-        let asked = named.clone();
-        let probed = blocking(move || {
-            asked
-                .into_iter()
-                .map(|(item, snapshot)| {
-                    let present = match snapshot.snapshot.parse() {
-                        Ok(id) => repository.snapshot_exists(id)?,
-                        Err(_) => false,
-                    };
-                    let fact = if present {
-                        Fact::Seen { value: snapshot, at: now }
-                    } else {
-                        Fact::Absent
-                    };
-                    Ok((item, fact))
-                })
-                .collect()
-        })
-        .await;
-        probed.unwrap_or_else(|error| {
-            tracing::warn!(project.id = ?project, "repository does not answer: {error}");
-            all_unknown(&named, error.unknown())
-        })
+        let key = self.repositories.require_key(project).await;
+        if let Err(error) = &key {
+            tracing::warn!(project.id = ?project, "repository cannot be opened: {error}");
+        }
+        let present: HashSet<SnapshotId> =
+            parsed.into_iter().zip(held).filter(|(_, held)| *held).map(|(id, _)| id).collect();
+        let fact = |snapshot: SnapshotRef| match (snapshot.snapshot.parse(), &key) {
+            (Ok(id), Ok(())) if present.contains(&id) => Fact::Seen { value: snapshot, at: now },
+            (Ok(id), Err(error)) if present.contains(&id) => Fact::Unknown { why: error.unknown() },
+            (Ok(_) | Err(_), _) => Fact::Absent,
+        };
+        named.into_iter().map(|(item, snapshot)| (item, fact(snapshot))).collect()
     }
 }
 

@@ -16,8 +16,8 @@ use kedge_core::fact::Unknown;
 use kedge_core::ids::ProjectId;
 use kedge_core::ports::Clock;
 use kedge_engine::{
-    Backend, Closed, CreateOptions, EngineError, Indexed, KdfCost, LocalBackend, Password,
-    Repository, Timestamp,
+    Backend, Closed, CreateOptions, EngineError, Indexed, KdfCost, LocalBackend, ObjectName,
+    Password, Repository, SnapshotId, Timestamp,
 };
 use kedge_store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
@@ -174,6 +174,31 @@ impl Repositories {
             shell_quoted(&location),
             shell_quoted(password.expose())
         ))
+    }
+
+    /// Which of these snapshots the project's repository holds, in their order. Asks the
+    /// store for the objects by name: that needs no key and no index.
+    pub(crate) async fn hold_snapshots(
+        &self,
+        project: &ProjectId,
+        ids: Vec<SnapshotId>,
+    ) -> Result<Vec<bool>, RepositoryError> {
+        let backend = self.places.backend(project)?;
+        blocking(move || {
+            let holds = |id: SnapshotId| {
+                let name = ObjectName::Snapshot(id);
+                let size = backend.find_size(&name);
+                size.map(|size| size.is_some())
+                    .map_err(|error| EngineError::Backend { object: name, error })
+            };
+            ids.into_iter().map(holds).collect()
+        })
+        .await
+    }
+
+    /// Fails unless the service key unwraps the password of the project's repository.
+    pub(crate) async fn require_key(&self, project: &ProjectId) -> Result<(), RepositoryError> {
+        self.password(project, Missing::Refuse).await.map(drop)
     }
 
     async fn open(

@@ -33,6 +33,10 @@ pub const OTHER_PROJECT: &str = "00112233445566778899aabbccddeeff";
 pub const READER: &str = "rae";
 /// May back up and restore in [`PROJECT`].
 pub const MEMBER: &str = "ann";
+/// May cross projects.
+pub const ADMIN: &str = "adm";
+/// May back up and restore in [`OTHER_PROJECT`], and nothing else.
+pub const STRANGER: &str = "bob";
 /// Everybody's password.
 pub const PASSWORD: &str = "correct horse battery staple";
 
@@ -51,7 +55,34 @@ pub struct Harness {
     pub places: MemoryPlaces,
     /// What wraps their passwords.
     pub key: Arc<ServiceKey>,
-    ids: Arc<SequentialIds>,
+    /// Its ids, but for those of servers and volumes that tests bring.
+    pub ids: Arc<SequentialIds>,
+    users: UsersSource,
+}
+
+/// What a test may bring instead of what the harness has of its own.
+#[derive(Debug)]
+pub struct Stage {
+    /// The catalogue.
+    pub store: Store,
+    /// Who may log in.
+    pub users: UsersSource,
+    /// What wraps the repositories' passwords.
+    pub key: ServiceKey,
+    /// What the operator set.
+    pub settings: Settings,
+}
+
+impl Stage {
+    /// A catalogue in memory, the harness's users, a random key, the default settings.
+    pub async fn new() -> Self {
+        Self {
+            store: Store::open_in_memory().await.expect("a catalogue in memory"),
+            users: UsersSource::Text(users_text(PASSWORD)),
+            key: ServiceKey::random().expect("randomness"),
+            settings: Settings::default(),
+        }
+    }
 }
 
 impl Harness {
@@ -62,24 +93,20 @@ impl Harness {
 
     /// A service with these settings, made cheap where that only costs time.
     pub async fn with(settings: Settings) -> Self {
-        let clock = Arc::new(ManualClock::new());
-        let cloud = SimCloud::new(clock.clone());
-        Self::around(cloud.clone(), Arc::new(cloud), clock, settings).await
+        Self::on(Stage { settings, ..Stage::new().await })
     }
 
-    async fn around(
-        sim: SimCloud,
-        cloud: Arc<dyn Cloud>,
-        clock: Arc<ManualClock>,
-        settings: Settings,
-    ) -> Self {
-        let store = Store::open_in_memory().await.expect("a catalogue in memory");
-        let places = MemoryPlaces::default();
-        let key = Arc::new(ServiceKey::random().expect("randomness"));
+    /// A service on what the test brings, made cheap as [`Harness::with`] does.
+    pub fn on(stage: Stage) -> Self {
+        let clock = Arc::new(ManualClock::new());
+        let sim = SimCloud::new(clock.clone());
+        let Stage { store, users, key, settings } = stage;
+        let (places, key) = (MemoryPlaces::default(), Arc::new(key));
         let ids = Arc::new(SequentialIds::default());
         let settings = Settings { kdf: Kdf::Cheap, workers: 1, compression_level: 1, ..settings };
-        let app = wire(&store, cloud, &places, &key, &clock, &ids, settings);
-        Self { app, cloud: sim, store, clock, places, key, ids }
+        let cloud = Arc::new(sim.clone());
+        let app = wire(&store, cloud, &places, &key, &clock, &ids, &users, settings);
+        Self { app, cloud: sim, store, clock, places, key, ids, users }
     }
 
     /// The service after a restart of its process: nothing survives but the outside.
@@ -99,7 +126,8 @@ impl Harness {
             ..Settings::default()
         };
         let cloud = Arc::new(self.cloud.clone());
-        let app = wire(&self.store, cloud, &self.places, &key, &self.clock, &self.ids, settings);
+        let (store, places, users) = (&self.store, &self.places, &self.users);
+        let app = wire(store, cloud, places, &key, &self.clock, &self.ids, users, settings);
         Self {
             app,
             cloud: self.cloud.clone(),
@@ -108,6 +136,7 @@ impl Harness {
             places: self.places.clone(),
             key,
             ids: self.ids.clone(),
+            users: self.users.clone(),
         }
     }
 
@@ -157,6 +186,11 @@ impl Harness {
     /// A running server of [`PROJECT`] with one disk per content: the first is its system
     /// disk.
     pub fn add_server(&self, contents: &[&[u8]]) -> Server {
+        self.add_server_of(PROJECT, contents)
+    }
+
+    /// The same of another project.
+    pub fn add_server_of(&self, project: &str, contents: &[&[u8]]) -> Server {
         let volumes: Vec<Volume> = contents
             .iter()
             .enumerate()
@@ -172,7 +206,7 @@ impl Harness {
             .collect();
         let server = Server {
             id: ServerId::from(self.fresh_uuid()),
-            project_id: ProjectId::new(PROJECT),
+            project_id: ProjectId::new(project),
             name: "db-1".to_owned(),
             kind: ServerKind::Kvm,
             status: ServerStatus::Active,
@@ -205,6 +239,7 @@ impl Harness {
     }
 }
 
+#[expect(clippy::too_many_arguments, reason = "each is one part, and all are needed")]
 fn wire(
     store: &Store,
     cloud: Arc<dyn Cloud>,
@@ -212,6 +247,7 @@ fn wire(
     key: &Arc<ServiceKey>,
     clock: &Arc<ManualClock>,
     ids: &Arc<SequentialIds>,
+    users: &UsersSource,
     settings: Settings,
 ) -> App {
     let repositories = Repositories::new(
@@ -222,7 +258,7 @@ fn wire(
         settings.kdf,
     );
     let identity = Identity::new(
-        UsersSource::Text(users()),
+        users.clone(),
         store.clone(),
         clock.clone(),
         &settings.limits,
@@ -241,14 +277,15 @@ fn wire(
     })
 }
 
-fn users() -> String {
-    let hash = hash_password_cheaply(PASSWORD).expect("a hash");
+/// The users file of the harness, everybody with this password.
+pub fn users_text(password: &str) -> String {
+    let hash = hash_password_cheaply(password).expect("a hash");
     let projects = [(PROJECT, "demo"), (OTHER_PROJECT, "other")];
     let grants = [
         (MEMBER, PROJECT, "member"),
         (READER, PROJECT, "reader"),
-        ("adm", PROJECT, "admin"),
-        ("bob", OTHER_PROJECT, "member"),
+        (ADMIN, PROJECT, "admin"),
+        (STRANGER, OTHER_PROJECT, "member"),
     ];
     let mut text = String::new();
     for (id, name) in projects {

@@ -6,5 +6,7 @@
 mod harness;
 mod outside;
 
-pub use harness::{Harness, MEMBER, OTHER_PROJECT, PASSWORD, PROJECT, READER};
+pub use harness::{
+    ADMIN, Harness, MEMBER, OTHER_PROJECT, PASSWORD, PROJECT, READER, STRANGER, Stage, users_text,
+};
 pub use outside::{ManualClock, MemoryPlaces, SequentialIds};

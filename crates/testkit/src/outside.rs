@@ -1,7 +1,7 @@
 //! The outside world as tests want it: time that stands still, ids that repeat from run to
 //! run, repositories in memory that can be taken away.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -52,13 +52,27 @@ impl Clock for ManualClock {
     }
 }
 
-/// Ids 00000000-0000-4000-8000-000000000001 and up.
+/// Ids 00000000-0000-4000-8000-000000000001 and up, after those that a test chose.
 #[derive(Debug, Default)]
-pub struct SequentialIds(AtomicU64);
+pub struct SequentialIds {
+    given: AtomicU64,
+    chosen: Mutex<VecDeque<Uuid>>,
+}
+
+impl SequentialIds {
+    /// The next ids are these, in this order.
+    pub fn choose(&self, ids: impl IntoIterator<Item = Uuid>) {
+        self.chosen.lock().unwrap_or_else(PoisonError::into_inner).extend(ids);
+    }
+}
 
 impl IdSource for SequentialIds {
     fn next_uuid(&self) -> Uuid {
-        let number = u128::from(self.0.fetch_add(1, Ordering::SeqCst) + 1);
+        let chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        if let Some(chosen) = chosen {
+            return chosen;
+        }
+        let number = u128::from(self.given.fetch_add(1, Ordering::SeqCst) + 1);
         Uuid::from_u128(0x0000_0000_0000_4000_8000_0000_0000_0000 | number)
     }
 }
