@@ -94,7 +94,10 @@ impl Default for Limits {
 /// A step before every call, given the call's route. Tests use it to make calls panic,
 /// hang or hold their place.
 #[derive(Clone)]
-pub struct BeforeCall(pub Arc<dyn Fn(&str) -> BoxFuture<'static, ()> + Send + Sync>);
+pub struct BeforeCall(pub Arc<Step>);
+
+/// Given a route, what to wait for.
+type Step = dyn Fn(&str) -> BoxFuture<'static, ()> + Send + Sync;
 
 impl fmt::Debug for BeforeCall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -22,7 +22,7 @@ use tracing::{error, info};
 
 use crate::config::ApiConfig;
 use crate::error::{ApiError, Form};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, method_label};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -149,7 +149,7 @@ struct Line<'a> {
 /// One line a call. A code says what was refused; words of the caller stay out.
 fn log(line: &Line<'_>, trouble: Option<ApiError>) {
     let Line { route, method, status, request_id, .. } = *line;
-    let method = method.as_str();
+    let method = method_label(method);
     let (status, duration_ms) = (status.as_u16(), line.took.as_millis());
     let code = trouble.as_ref().map(|error| error.code().as_str());
     match trouble.as_ref().and_then(ApiError::detail) {
@@ -161,21 +161,155 @@ fn log(line: &Line<'_>, trouble: Option<ApiError>) {
             request_id,
             code,
             detail,
-            "{method:?} {route} failed with {status}: {detail:?}"
+            "{method} {route} failed with {status}: {detail:?}"
         ),
         None => info!(
             method,
-            route, status, duration_ms, request_id, code, "{method:?} {route} answered {status}"
+            route, status, duration_ms, request_id, code, "{method} {route} answered {status}"
         ),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use axum::body::to_bytes;
+    use axum::Router;
+    use axum::body::{Body, to_bytes};
+    use axum::middleware::from_fn_with_state;
+    use axum::routing::get;
     use http::header::ALLOW;
+    use kedge_core::ports::{Clock, IdSource};
+    use kedge_core::time::Timestamp;
+    use tower::ServiceExt;
+    use uuid::Uuid;
 
     use super::*;
+    use crate::config::BeforeCall;
+
+    #[derive(Debug)]
+    struct Fixed;
+
+    impl Clock for Fixed {
+        fn now(&self) -> Timestamp {
+            Timestamp::from_micros(0)
+        }
+
+        fn monotonic(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
+
+    impl IdSource for Fixed {
+        fn next_uuid(&self) -> Uuid {
+            Uuid::from_u128(7)
+        }
+    }
+
+    /// Two routes inside an edge that was changed like this.
+    fn edged(change: impl FnOnce(&mut ApiConfig)) -> (Router, Metrics) {
+        let mut config = ApiConfig::new(Arc::new(Fixed), Arc::new(Fixed));
+        change(&mut config);
+        let metrics = Metrics::new();
+        let edge = Edge::new(Arc::new(config), metrics.clone());
+        let router = Router::new()
+            .route("/v1/{project_id}", get(|| async { "fine" }))
+            .route(ALWAYS_ANSWERED, get(|| async { "alive" }))
+            .layer(from_fn_with_state(edge, around));
+        (router, metrics)
+    }
+
+    async fn ask(router: &Router, method: &str, path: &str) -> Response {
+        let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+        router.clone().oneshot(request).await.unwrap()
+    }
+
+    async fn code_of(answer: Response) -> String {
+        body_of(answer).await["error_code"].as_str().unwrap().to_owned()
+    }
+
+    #[tokio::test]
+    async fn a_call_without_route_or_method_gets_our_body_and_an_id() {
+        let (router, metrics) = edged(|_| {});
+        let answer = ask(&router, "GET", "/no/such/path").await;
+        assert_eq!(answer.status(), StatusCode::NOT_FOUND);
+        let id = answer.headers()["x-request-id"].to_str().unwrap().to_owned();
+        assert_eq!(id, Uuid::from_u128(7).to_string());
+        let body = body_of(answer).await;
+        assert_eq!(body["error_code"], "APIGW.0101");
+        assert_eq!(body["request_id"], id);
+
+        let answer = ask(&router, "PUT", "/v1/p").await;
+        assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(answer.headers()[ALLOW], "GET,HEAD");
+        assert_eq!(code_of(answer).await, "KEDGE.4050");
+
+        let text = metrics.text().unwrap();
+        assert!(text.contains(r#"route="none",method="GET",status="4xx"} 1"#), "{text}");
+        assert!(text.contains(r#"route="/v1/{project_id}",method="PUT",status="4xx"} 1"#));
+        assert!(!text.contains("/no/such"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_500_that_tells_nothing_and_the_next_call_is_fine() {
+        let (router, _) = edged(|config| {
+            let panicked = std::sync::atomic::AtomicBool::new(false);
+            config.before_call = Some(BeforeCall(Arc::new(move |_| {
+                let first = !panicked.swap(true, std::sync::atomic::Ordering::SeqCst);
+                async move { assert!(!first, "a secret") }.boxed()
+            })));
+        });
+        let answer = ask(&router, "GET", "/v1/p").await;
+        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let body = body_of(answer).await;
+        assert_eq!(
+            (&body["error_code"], &body["error_msg"]),
+            (&"CSBS.9999".into(), &"request failed".into())
+        );
+        assert_eq!(ask(&router, "GET", "/v1/p").await.status(), StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn a_call_that_hangs_is_ended_and_gives_its_place_back() {
+        let (router, _) = edged(|config| {
+            config.limits.requests_max = 1;
+            config.limits.request_time = Duration::from_millis(1);
+            config.before_call = Some(BeforeCall(Arc::new(|_| futures::future::pending().boxed())));
+        });
+        for _ in 0..3 {
+            let answer = ask(&router, "GET", "/v1/p").await;
+            assert_eq!(answer.status(), StatusCode::GATEWAY_TIMEOUT);
+            assert_eq!(code_of(answer).await, "KEDGE.5040");
+        }
+    }
+
+    #[tokio::test]
+    async fn one_call_too_many_is_turned_away_and_a_dropped_one_frees_its_place() {
+        let (router, _) = edged(|config| {
+            config.limits.requests_max = 1;
+            config.before_call = Some(BeforeCall(Arc::new(|route| {
+                let hang = route == ALWAYS_ANSWERED;
+                async move {
+                    if hang {
+                        futures::future::pending::<()>().await;
+                    }
+                }
+                .boxed()
+            })));
+        });
+        let mut hanging = Box::pin(ask(&router, "GET", ALWAYS_ANSWERED));
+        assert!(futures::poll!(&mut hanging).is_pending());
+        let answer = ask(&router, "GET", "/v1/p").await;
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(code_of(answer).await, "CSBS.9998");
+        drop(hanging);
+        assert_eq!(ask(&router, "GET", "/v1/p").await.status(), StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn a_full_service_still_says_that_it_lives() {
+        let (router, _) = edged(|config| config.limits.requests_max = 0);
+        assert_eq!(ask(&router, "GET", "/v1/p").await.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(ask(&router, "GET", ALWAYS_ANSWERED).await.status(), StatusCode::OK);
+    }
 
     async fn body_of(answer: Response) -> serde_json::Value {
         serde_json::from_slice(&to_bytes(answer.into_body(), 10_000).await.unwrap()).unwrap()

@@ -108,6 +108,7 @@ impl From<Error> for ApiError {
             | Error::Forbidden
             | Error::ProjectNotFound
             | Error::RestoreNotFound
+            | Error::TokenNotFound
             | Error::Busy
             | Error::Timeout => None,
         };
@@ -186,9 +187,11 @@ pub(crate) fn status_of(code: Code) -> StatusCode {
         | Code::VolumeHeld => StatusCode::BAD_REQUEST,
         Code::Unauthenticated => StatusCode::UNAUTHORIZED,
         Code::Forbidden => StatusCode::FORBIDDEN,
-        Code::ItemNotFound | Code::NoSuchApi | Code::ProjectNotFound | Code::RestoreNotFound => {
-            StatusCode::NOT_FOUND
-        }
+        Code::ItemNotFound
+        | Code::NoSuchApi
+        | Code::ProjectNotFound
+        | Code::RestoreNotFound
+        | Code::TokenNotFound => StatusCode::NOT_FOUND,
         Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,

@@ -85,7 +85,7 @@ impl Metrics {
         self.0.running.set(running);
     }
 
-    /// In the text form of OpenMetrics.
+    /// In the text form of `OpenMetrics`.
     pub(crate) fn text(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
         text::encode(&mut text, &self.0.registry)?;
@@ -93,8 +93,8 @@ impl Metrics {
     }
 }
 
-/// A method is text of the caller's choice; only the known ones become labels.
-fn method_label(method: &Method) -> &str {
+/// A method is text of the caller's choice; only the known ones are told on.
+pub(crate) fn method_label(method: &Method) -> &str {
     let known =
         [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS];
     if known.contains(method) { method.as_str() } else { "other" }

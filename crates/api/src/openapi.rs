@@ -132,6 +132,14 @@ mod tests {
     }
 
     #[test]
+    fn every_operation_has_its_own_id() {
+        let text = openapi_json().unwrap();
+        let ids: Vec<_> = text.lines().filter(|line| line.contains("\"operationId\"")).collect();
+        let distinct: BTreeSet<_> = ids.iter().collect();
+        assert_eq!((ids.len(), distinct.len()), (21, 21), "{ids:?}");
+    }
+
+    #[test]
     fn every_reference_in_the_document_leads_somewhere() {
         let text = openapi_json().unwrap();
         let document: serde_json::Value = serde_json::from_str(&text).unwrap();

@@ -69,6 +69,7 @@ codes! {
     Unauthenticated "KEDGE.4010" "no token, or one that is unknown, expired or revoked; or a wrong user or password";
     Forbidden "KEDGE.4030" "the token does not entitle to this call or project";
     ProjectNotFound "KEDGE.4040" "no such project";
+    TokenNotFound "KEDGE.4042" "the token asked about is unknown, expired or revoked";
     RestoreNotFound "KEDGE.4041" "no such restore";
     MethodNotAllowed "KEDGE.4050" "the path exists, the method does not";
     TooLarge "KEDGE.4130" "the request is larger than the configured limit";

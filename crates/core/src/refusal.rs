@@ -8,7 +8,7 @@ use std::fmt;
 use crate::code::Code;
 use crate::fact::Unknown;
 use crate::ids::{ItemId, ServerId, VolumeBackupId, VolumeId};
-use crate::resource::{ServerKind, ServerStatus};
+use crate::resource::{GIB, ServerKind, ServerStatus};
 use crate::status::ItemStatus;
 use crate::tag::TAGS_MAX;
 
@@ -88,16 +88,16 @@ pub enum Refusal {
     SharedVolumeRestore(Vec<VolumeId>, ServerId),
     /// A data disk's backup mapped to a system disk.
     DataOntoSystem(ServerId),
-    /// A destination smaller than the disk was; sizes in GB, rounded up.
+    /// A destination smaller than the disk was.
     TargetTooSmall {
         /// The destination.
         volume: VolumeId,
         /// Its size.
-        have_gb: u64,
+        have_bytes: u64,
         /// The disk backup.
         backup: VolumeBackupId,
         /// The size of the disk it was made from.
-        need_gb: u64,
+        need_bytes: u64,
     },
     /// A destination that cannot be written now.
     VolumeNotWritable(VolumeId),
@@ -230,9 +230,11 @@ impl fmt::Display for Refusal {
             Self::DataOntoSystem(server) => {
                 write!(f, "Can not restore data volume to system volume. server id is ({server}).")
             }
-            Self::TargetTooSmall { volume, have_gb, backup, need_gb } => write!(
+            Self::TargetTooSmall { volume, have_bytes, backup, need_bytes } => write!(
                 f,
-                "Target volume ({volume}) size ({have_gb}) small than volume backup ({backup}) size ({need_gb})."
+                "Target volume ({volume}) size ({}) small than volume backup ({backup}) size ({}).",
+                gb(*have_bytes),
+                gb(*need_bytes)
             ),
             Self::VolumeNotWritable(volume) => {
                 write!(f, "Target volume ({volume}) is in a state that forbids writing.")
@@ -265,7 +267,50 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// A size in GB, as the published texts give it; one that is not whole keeps its fraction,
+/// so that two sizes that differ never print alike.
+#[expect(clippy::cast_precision_loss, reason = "nine digits tell single bytes apart up to 4 TiB")]
+fn gb(bytes: u64) -> String {
+    if bytes.is_multiple_of(GIB) {
+        return (bytes / GIB).to_string();
+    }
+    format!("{:.9}", bytes as f64 / GIB as f64).trim_end_matches('0').to_owned()
+}
+
 /// Ids in one argument are joined with commas (csbs-api 5, column "args").
 fn joined<T: fmt::Display>(ids: &[T]) -> String {
     ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_print_whole_where_they_are_and_never_alike_where_they_differ() {
+        assert_eq!(gb(80 * GIB), "80");
+        assert_eq!(gb(GIB / 32), "0.03125");
+        assert_ne!(gb(100 * GIB - 1), gb(100 * GIB));
+        assert_ne!(gb(100 * GIB - 1), gb(100 * GIB - 2));
+    }
+
+    #[test]
+    fn a_published_text_is_kept_letter_for_letter() {
+        let too_small = Refusal::TargetTooSmall {
+            volume: VolumeId::asked("v"),
+            have_bytes: 80 * GIB,
+            backup: VolumeBackupId::asked("b"),
+            need_bytes: 100 * GIB,
+        };
+        assert_eq!(
+            too_small.to_string(),
+            "Target volume (v) size (80) small than volume backup (b) size (100)."
+        );
+        let unmapped =
+            Refusal::PartialRestore(vec![VolumeBackupId::asked("a"), VolumeBackupId::asked("b")]);
+        assert_eq!(
+            unmapped.to_string(),
+            "Not assign backup(s) (a,b) to volume(s), partial restore is not supported.\""
+        );
+    }
 }

@@ -12,7 +12,6 @@ use crate::protect::Holder;
 use crate::refusal::Refusal;
 use crate::resource::{
     Encryption, SERVER_TYPE, Server, ServerStatus, Sharing, Volume, VolumeRole, VolumeStatus,
-    gb_ceil,
 };
 use crate::status::ItemStatus;
 
@@ -396,9 +395,9 @@ fn destinations_are_large_enough(question: &Question, facts: &Facts) -> Result<(
     match small {
         Some((backup, volume)) => Err(Refusal::TargetTooSmall {
             volume: volume.id.clone(),
-            have_gb: gb_ceil(volume.size_bytes),
+            have_bytes: volume.size_bytes,
             backup: backup.id.clone(),
-            need_gb: gb_ceil(backup.source_size_bytes),
+            need_bytes: backup.source_size_bytes,
         }),
         None => Ok(()),
     }

@@ -156,7 +156,7 @@ impl Password {
     pub fn random() -> Result<Self, EngineError> {
         let mut bytes = Zeroizing::new([0; 32]);
         fill_random(bytes.as_mut_slice())?;
-        Ok(Self::new(hex::encode(&*bytes)))
+        Ok(Self::new(hex::encode(bytes.as_slice())))
     }
 
     /// The secret itself, for wrapping it or for a recovery kit.

@@ -136,27 +136,84 @@ impl Index {
         self.write().add(object, packs)
     }
 
-    /// Reads index objects not seen yet. When one has vanished, which only a prune
-    /// does, everything is read anew, since no entry knows which objects list it.
+    /// Reads index objects not seen yet and forgets those that have vanished, which
+    /// only a prune makes.
     pub(crate) fn refresh(&self, vault: &Vault) -> Result<(), EngineError> {
         let _one_at_a_time: MutexGuard<'_, ()> =
             self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        for _ in 1..REFRESH_TRIES {
+            match self.refresh_once(vault) {
+                // The list is out of date when a prune runs at the same time.
+                Err(Vanished::Object) => {}
+                Err(Vanished::Not(error)) => return Err(error),
+                Ok(()) => return Ok(()),
+            }
+        }
+        self.refresh_once(vault).map_err(|error| match error {
+            Vanished::Object => EngineError::damaged("index", "objects keep vanishing"),
+            Vanished::Not(error) => error,
+        })
+    }
+
+    fn refresh_once(&self, vault: &Vault) -> Result<(), Vanished> {
         let known = self.read().objects.clone();
         let listed = list_objects(vault)?;
         let present: HashSet<IndexId> = listed.iter().copied().collect();
-        if known.iter().all(|id| present.contains(id)) {
-            for id in listed.into_iter().filter(|id| !known.contains(id)) {
-                let packs = load_object(vault, id)?;
-                self.write().add(id, &packs)?;
-            }
-            return Ok(());
+        if !known.is_subset(&present) {
+            return self.rebuild(vault, &known, listed);
         }
-        let mut fresh = State::default();
-        for id in listed {
-            fresh.add(id, &load_object(vault, id)?)?;
+        for id in listed.into_iter().filter(|id| !known.contains(id)) {
+            let packs = load_listed(vault, id)?;
+            self.write().add(id, &packs)?;
         }
-        *self.write() = fresh;
         Ok(())
+    }
+
+    /// Reads everything anew, since no entry knows which objects list it.
+    fn rebuild(
+        &self,
+        vault: &Vault,
+        known: &HashSet<IndexId>,
+        mut missing: Vec<IndexId>,
+    ) -> Result<(), Vanished> {
+        let mut fresh = State::default();
+        loop {
+            for id in missing {
+                fresh.add(id, &load_listed(vault, id)?)?;
+            }
+            let mut state = self.write();
+            // Sessions of this process may have made more durable meanwhile.
+            let added = state.objects.difference(known).filter(|id| !fresh.objects.contains(id));
+            missing = added.copied().collect();
+            if missing.is_empty() {
+                *state = fresh;
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// A prune replaces the index within one of them.
+const REFRESH_TRIES: usize = 4;
+
+/// Why an index object could not be read.
+enum Vanished {
+    /// It was listed and is gone.
+    Object,
+    Not(EngineError),
+}
+
+impl From<EngineError> for Vanished {
+    fn from(error: EngineError) -> Self {
+        Self::Not(error)
+    }
+}
+
+fn load_listed(vault: &Vault, id: IndexId) -> Result<Vec<PackEntry>, Vanished> {
+    match load_object(vault, id) {
+        Ok(packs) => Ok(packs),
+        Err(_) if !vault.exists(&ObjectName::Index(id))? => Err(Vanished::Object),
+        Err(error) => Err(Vanished::Not(error)),
     }
 }
 
@@ -256,5 +313,81 @@ impl BlobFile {
             return Err(EngineError::damaged(of, format!("senseless entry for blob {}", self.id)));
         }
         Ok(PackedBlob { id: self.id, kind: self.kind, offset: self.offset, shape })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{backend::MemoryBackend, crypto::Key};
+
+    fn vault() -> Vault {
+        Vault { backend: Arc::new(MemoryBackend::new()), key: Key::random().unwrap() }
+    }
+
+    fn pack(number: u8) -> PackEntry {
+        let shape = Shape { length: 100, uncompressed_length: 0 };
+        let id = BlobId([number; 32]);
+        let blobs = vec![PackedBlob { id, kind: BlobKind::Data, offset: 0, shape }];
+        PackEntry { id: PackId([number; 32]), blobs }
+    }
+
+    fn knows(index: &Index, number: u8) -> bool {
+        index.contains(BlobKind::Data, BlobId([number; 32]))
+    }
+
+    #[test]
+    fn a_refresh_finds_new_objects_and_forgets_vanished_ones() {
+        let (vault, index) = (vault(), Index::default());
+        let one = store_object(&vault, &[pack(1)]).unwrap();
+        index.refresh(&vault).unwrap();
+        store_object(&vault, &[pack(2)]).unwrap();
+        assert!(knows(&index, 1) && !knows(&index, 2));
+        index.refresh(&vault).unwrap();
+        assert!(knows(&index, 1) && knows(&index, 2));
+        vault.delete(&ObjectName::Index(one)).unwrap();
+        index.refresh(&vault).unwrap();
+        assert!(!knows(&index, 1) && knows(&index, 2));
+    }
+
+    #[test]
+    fn what_was_made_durable_while_everything_was_read_anew_is_kept() {
+        let (vault, index) = (vault(), Index::default());
+        let old = store_object(&vault, &[pack(1)]).unwrap();
+        index.refresh(&vault).unwrap();
+        let known = index.read().objects.clone();
+        vault.delete(&ObjectName::Index(old)).unwrap();
+        let listed = list_objects(&vault).unwrap();
+        let object = store_object(&vault, &[pack(2)]).unwrap();
+        index.add_durable(object, &[pack(2)]).unwrap();
+        assert!(index.rebuild(&vault, &known, listed).is_ok());
+        assert!(!knows(&index, 1) && knows(&index, 2));
+    }
+
+    #[test]
+    fn senseless_entries_are_damage() {
+        let id = "ab".repeat(32);
+        for (offset, length, uncompressed) in [
+            (0, 32_u64, 0_u64),
+            (0, 100, u64::from(u32::MAX)),
+            (u64::from(u32::MAX), 100, 0),
+            (0, u64::from(u32::MAX) + 1, 0),
+            (0, u64::from(u32::MAX), 0),
+        ] {
+            let vault = vault();
+            let file = serde_json::json!({"packs": [{"id": id, "blobs": [{
+                "id": id, "type": "data", "offset": offset, "length": length,
+                "uncompressed_length": uncompressed,
+            }]}]});
+            vault.put_document(|hash| ObjectName::Index(IndexId(hash)), &file).unwrap();
+            let refreshed = Index::default().refresh(&vault);
+            assert!(matches!(refreshed, Err(EngineError::Damaged { .. })), "{file}");
+        }
+        let vault = vault();
+        vault.backend.put(&ObjectName::Index(IndexId([0; 32])), b"x").unwrap();
+        let refreshed = Index::default().refresh(&vault);
+        assert!(matches!(refreshed, Err(EngineError::Damaged { .. })));
     }
 }

@@ -103,3 +103,64 @@ fn load_all(vault: &Vault) -> Result<Vec<(ObjectName, LockFile)>, EngineError> {
     }
     Ok(locks)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{backend::MemoryBackend, crypto::Key};
+
+    const MINUTE: i64 = 60_000_000;
+
+    fn vault_with(time: &str, exclusive: bool) -> Vault {
+        let vault = Vault { backend: Arc::new(MemoryBackend::new()), key: Key::random().unwrap() };
+        let file = LockFile {
+            time: time.into(),
+            exclusive,
+            hostname: "elsewhere".into(),
+            username: "root".into(),
+            pid: 1,
+        };
+        vault.put_document(|hash| ObjectName::Lock(LockId(hash)), &file).unwrap();
+        vault
+    }
+
+    #[test]
+    fn only_an_exclusive_lock_that_is_not_stale_keeps_us_out() {
+        let now = Timestamp::from_micros(1_795_471_871_000_000);
+        let before = |minutes: i64| Timestamp::from_micros(now.as_micros() - minutes * MINUTE);
+        for (time, exclusive, is_free) in [
+            (before(0).to_string(), true, false),
+            (before(29).to_string(), true, false),
+            (before(31).to_string(), true, true),
+            (before(-60).to_string(), true, false),
+            ("yesterday".into(), true, false),
+            (before(0).to_string(), false, true),
+        ] {
+            let vault = vault_with(&time, exclusive);
+            let outcome = require_not_exclusive(&vault, now);
+            assert_eq!(outcome.is_ok(), is_free, "{time} {exclusive}");
+            assert!(matches!(outcome, Ok(()) | Err(EngineError::Locked { .. })));
+        }
+    }
+
+    #[test]
+    fn locks_of_others_are_not_removed_with_a_sessions_own() {
+        let now = Timestamp::from_micros(0);
+        let vault = vault_with(&now.to_string(), false);
+        put_shared(&vault, "elsewhere", now).unwrap();
+        put_shared(&vault, "session-2", now).unwrap();
+        assert_eq!(remove_of_session(&vault, "elsewhere").unwrap(), 1);
+        assert_eq!(vault.list(ObjectKind::Lock).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_lock_that_cannot_be_read_may_be_an_exclusive_one() {
+        let now = Timestamp::from_micros(0);
+        let vault = vault_with(&now.to_string(), false);
+        vault.backend.put(&ObjectName::Lock(LockId([1; 32])), b"torn").unwrap();
+        let outcome = require_not_exclusive(&vault, now);
+        assert!(matches!(outcome, Err(EngineError::Damaged { .. })));
+    }
+}

@@ -234,3 +234,25 @@ impl Repository<Indexed> {
         self.vault.delete(&ObjectName::Snapshot(id))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::MemoryBackend;
+
+    #[test]
+    fn another_format_version_is_refused() {
+        let backend: Arc<dyn Backend> = Arc::new(MemoryBackend::new());
+        let password = Password::new("x");
+        let created_at = Timestamp::from_micros(0);
+        let options =
+            CreateOptions { password: &password, kdf: KdfCost::CHEAP, created_at, access: None };
+        let repository = Repository::create(Arc::clone(&backend), &options).unwrap();
+        let config = ConfigFile { version: 1, ..new_config().unwrap() };
+        let json = document::to_json(&config).unwrap();
+        let sealed = repository.vault.key.seal(&json).unwrap();
+        backend.put(&ObjectName::Config, &sealed).unwrap();
+        let opened = Repository::open(backend, &password);
+        assert!(matches!(opened, Err(EngineError::UnsupportedVersion(1))), "{opened:?}");
+    }
+}

@@ -180,9 +180,10 @@ impl Session {
     }
 
     fn require_lock(&self) -> Result<(), EngineError> {
-        let newest = guard(&self.locks).last().copied();
-        let is_there = match newest {
-            Some(id) => self.repository.vault.exists(&ObjectName::Lock(id))?,
+        // Held while looking, or a renewal might take the lock object away meanwhile.
+        let locks = guard(&self.locks);
+        let is_there = match locks.last() {
+            Some(id) => self.repository.vault.exists(&ObjectName::Lock(*id))?,
             None => false,
         };
         if is_there {

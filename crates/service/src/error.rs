@@ -30,6 +30,9 @@ pub enum Error {
     /// No such restore in the project.
     #[error("restore is not found")]
     RestoreNotFound,
+    /// The token asked about is no valid token.
+    #[error("token is not found")]
+    TokenNotFound,
     /// Too much at once; try again later.
     #[error("too many requests, try again later")]
     Busy,
@@ -59,6 +62,7 @@ impl Error {
             Self::Forbidden => Code::Forbidden,
             Self::ProjectNotFound => Code::ProjectNotFound,
             Self::RestoreNotFound => Code::RestoreNotFound,
+            Self::TokenNotFound => Code::TokenNotFound,
             Self::Busy => Code::TooManyRequests,
             Self::Timeout => Code::Timeout,
             Self::Unavailable(_) => Code::Unavailable,
@@ -75,6 +79,7 @@ impl Error {
             | Self::Forbidden
             | Self::ProjectNotFound
             | Self::RestoreNotFound
+            | Self::TokenNotFound
             | Self::Busy
             | Self::Timeout => self.to_string(),
             Self::Unavailable(_) => "System not support".to_owned(),

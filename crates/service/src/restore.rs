@@ -75,9 +75,13 @@ impl App {
         limit: u32,
         marker: Option<&RestoreId>,
     ) -> Result<RestorePage, Error> {
-        let (restores, has_more) =
-            self.parts.store.list_restores(context.project(), limit, marker).await?;
-        Ok(RestorePage { restores, has_more })
+        match self.parts.store.list_restores(context.project(), limit, marker).await {
+            Ok((restores, has_more)) => Ok(RestorePage { restores, has_more }),
+            Err(StoreError::UnknownMarker) => {
+                Err(Error::bad("marker", "the id of a restore of the list"))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::routes::{Answer, Api};
 /// The backup can be listed when the answer arrives; the work goes on in the background.
 #[utoipa::path(
     post, path = "/v1/{project_id}/providers/{provider_id}/resources/{resource_id}/action",
-    tag = "backups", request_body = ProtectBody,
+    operation_id = "protect_resource", tag = "backups", request_body = ProtectBody,
     responses((status = 200, description = "The record of the backup", body = CheckpointBody)),
     params(
         ("project_id" = String, Path, description = "The project"),
@@ -41,7 +41,7 @@ pub(crate) async fn protect(
 /// Deletes every backup of a record, or those named; all or none.
 #[utoipa::path(
     delete, path = "/v1/{project_id}/providers/{provider_id}/checkpoints/{checkpoint_id}",
-    tag = "backups",
+    operation_id = "delete_checkpoint", tag = "backups",
     responses((status = 200, description = "They are being deleted", body = Empty)),
     params(
         ("project_id" = String, Path, description = "The project"),

@@ -20,7 +20,7 @@ use crate::routes::{Answer, Api};
 /// changes nothing.
 #[utoipa::path(
     post, path = "/v1/{project_id}/providers/{provider_id}/resources/action",
-    tag = "checks", request_body = ResourcesAction,
+    operation_id = "check_resources", tag = "checks", request_body = ResourcesAction,
     responses((status = 200, description = "The answers", body = ResourcesAnswer)),
     params(
         ("project_id" = String, Path, description = "The project"),

@@ -5,7 +5,6 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode};
-use kedge_core::code::Code;
 use kedge_service::error::Error;
 use kedge_service::identity::TokenInfo;
 use kedge_wire::checkpoint_item::Link;
@@ -22,7 +21,7 @@ use crate::routes::{Answer, Api};
 
 /// The version of the identity service.
 #[utoipa::path(
-    get, path = "/v3", tag = "identity", security(),
+    get, path = "/v3", operation_id = "show_identity_version", tag = "identity", security(),
     responses((status = 200, description = "The version", body = IdentityVersionBody)),
 )]
 pub(crate) async fn version(State(api): State<Api>, call: Call) -> Answer<IdentityVersionBody> {
@@ -43,7 +42,7 @@ pub(crate) async fn version(State(api): State<Api>, call: Call) -> Answer<Identi
 
 /// Gives a token for a password.
 #[utoipa::path(
-    post, path = "/v3/auth/tokens", tag = "identity", security(), request_body = AuthBody,
+    post, path = "/v3/auth/tokens", operation_id = "create_token", tag = "identity", security(), request_body = AuthBody,
     responses((
         status = 201, description = "What the token stands for", body = TokenBody,
         headers(("X-Subject-Token" = String, description = "The token")),
@@ -66,7 +65,7 @@ pub(crate) async fn login(
 
 /// Shows what a token stands for.
 #[utoipa::path(
-    get, path = "/v3/auth/tokens", tag = "identity",
+    get, path = "/v3/auth/tokens", operation_id = "show_token", tag = "identity",
     responses((
         status = 200, description = "What the token stands for", body = TokenBody,
         headers(("X-Subject-Token" = String, description = "The token")),
@@ -80,7 +79,7 @@ pub(crate) async fn show_token(State(api): State<Api>, call: Call) -> Result<Res
     let (query, base) = (call.query()?, call.base(&api)?);
     let token = call.token()?;
     let subject = call.subject()?;
-    let info = api.app.subject_info(token, subject).await?.ok_or_else(no_such_token)?;
+    let info = api.app.subject_info(token, subject).await?.ok_or(Error::TokenNotFound)?;
     let wants_catalog = query.all("nocatalog").next().is_none();
     let catalog = wants_catalog.then(|| catalog_of(&api, &base, &info)).flatten();
     with_token(StatusCode::OK, subject, convert::token(&info, catalog))
@@ -88,19 +87,19 @@ pub(crate) async fn show_token(State(api): State<Api>, call: Call) -> Result<Res
 
 /// Ends a token.
 #[utoipa::path(
-    delete, path = "/v3/auth/tokens", tag = "identity",
+    delete, path = "/v3/auth/tokens", operation_id = "delete_token", tag = "identity",
     responses((status = 204, description = "It is no token any more")),
     params(("X-Subject-Token" = String, Header, description = "The token to end")),
 )]
 pub(crate) async fn revoke(State(api): State<Api>, call: Call) -> Result<StatusCode, ApiError> {
     let token = call.token()?;
-    api.app.revoke(token, call.subject()?).await?.ok_or_else(no_such_token)?;
+    api.app.revoke(token, call.subject()?).await?.ok_or(Error::TokenNotFound)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Shows where the services are.
 #[utoipa::path(
-    get, path = "/v3/auth/catalog", tag = "identity",
+    get, path = "/v3/auth/catalog", operation_id = "show_catalog", tag = "identity",
     responses((status = 200, description = "The catalogue", body = CatalogBody)),
 )]
 pub(crate) async fn catalog(State(api): State<Api>, call: Call) -> Answer<CatalogBody> {
@@ -116,7 +115,7 @@ pub(crate) async fn catalog(State(api): State<Api>, call: Call) -> Answer<Catalo
 
 /// Lists the projects the user may work in.
 #[utoipa::path(
-    get, path = "/v3/auth/projects", tag = "identity",
+    get, path = "/v3/auth/projects", operation_id = "list_own_projects", tag = "identity",
     responses((status = 200, description = "The projects", body = ProjectList)),
     params(("name" = Option<String>, Query, description = "Only the one of this name")),
 )]
@@ -133,7 +132,7 @@ pub(crate) async fn projects(State(api): State<Api>, call: Call) -> Answer<Proje
 
 /// The same list where clients look for a project's id by its name.
 #[utoipa::path(
-    get, path = "/v3/projects", tag = "identity",
+    get, path = "/v3/projects", operation_id = "list_projects", tag = "identity",
     responses((status = 200, description = "The projects", body = ProjectList)),
     params(("name" = Option<String>, Query, description = "Only the one of this name")),
 )]
@@ -143,10 +142,6 @@ fn projects_by_name() {}
 fn catalog_of(api: &Api, base: &str, info: &TokenInfo) -> Option<Vec<CatalogEntry>> {
     let project = info.project.as_ref()?;
     Some(convert::catalog(base, &api.config.region, project))
-}
-
-fn no_such_token() -> ApiError {
-    ApiError::new(Code::NoSuchApi, "The token is not found.")
 }
 
 /// The token goes into its header, marked so that nothing logs it.

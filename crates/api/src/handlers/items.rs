@@ -76,7 +76,7 @@ pub(crate) struct Pages {
 
 /// Lists backups.
 #[utoipa::path(
-    get, path = "/v1/{project_id}/checkpoint_items", tag = "backups",
+    get, path = "/v1/{project_id}/checkpoint_items", operation_id = "list_checkpoint_items", tag = "backups",
     responses((status = 200, description = "One page", body = CheckpointItemList)),
     params(("project_id" = String, Path, description = "The project"), Filters, Pages),
 )]
@@ -96,7 +96,7 @@ pub(crate) async fn list(State(api): State<Api>, call: Call) -> Answer<Checkpoin
 
 /// Counts backups.
 #[utoipa::path(
-    get, path = "/v1/{project_id}/checkpoint_items/count", tag = "backups",
+    get, path = "/v1/{project_id}/checkpoint_items/count", operation_id = "count_checkpoint_items", tag = "backups",
     responses((status = 200, description = "How many match", body = Count)),
     params(("project_id" = String, Path, description = "The project"), Filters),
 )]
@@ -108,7 +108,7 @@ pub(crate) async fn count(State(api): State<Api>, call: Call) -> Answer<Count> {
 
 /// Shows a backup.
 #[utoipa::path(
-    get, path = "/v1/{project_id}/checkpoint_items/{checkpoint_item_id}", tag = "backups",
+    get, path = "/v1/{project_id}/checkpoint_items/{checkpoint_item_id}", operation_id = "show_checkpoint_item", tag = "backups",
     responses((status = 200, description = "The backup", body = CheckpointItemBody)),
     params(
         ("project_id" = String, Path, description = "The project"),

@@ -17,7 +17,7 @@ use crate::routes::{Answer, Api};
 /// Refuses with the code that `check_restorable` gives; the work goes on in the
 /// background.
 #[utoipa::path(
-    post, path = "/v1/{project_id}/restores", tag = "restores", request_body = RestoreBody,
+    post, path = "/v1/{project_id}/restores", operation_id = "create_restore", tag = "restores", request_body = RestoreBody,
     responses((status = 200, description = "The restore", body = RestoreAnswer)),
     params(("project_id" = String, Path, description = "The project")),
 )]
@@ -34,7 +34,7 @@ pub(crate) async fn restore(
 
 /// Lists restores, newest first.
 #[utoipa::path(
-    get, path = "/v1/{project_id}/restores", tag = "restores",
+    get, path = "/v1/{project_id}/restores", operation_id = "list_restores", tag = "restores",
     responses((status = 200, description = "One page", body = RestoreList)),
     params(
         ("project_id" = String, Path, description = "The project"),
@@ -61,7 +61,7 @@ pub(crate) async fn list(State(api): State<Api>, call: Call) -> Answer<RestoreLi
 
 /// Shows a restore.
 #[utoipa::path(
-    get, path = "/v1/{project_id}/restores/{restore_id}", tag = "restores",
+    get, path = "/v1/{project_id}/restores/{restore_id}", operation_id = "show_restore", tag = "restores",
     responses((status = 200, description = "The restore", body = RestoreAnswer)),
     params(
         ("project_id" = String, Path, description = "The project"),

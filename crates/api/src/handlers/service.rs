@@ -15,7 +15,7 @@ use crate::routes::{Answer, Api};
 
 /// The versions of this API, without a token: some clients ask before every call.
 #[utoipa::path(
-    get, path = "/", tag = "service", security(),
+    get, path = "/", operation_id = "list_versions", tag = "service", security(),
     responses((status = 300, description = "The versions", body = Versions)),
 )]
 pub(crate) async fn versions(
@@ -33,7 +33,7 @@ pub(crate) async fn versions(
 
 /// The same where the versions point to.
 #[utoipa::path(
-    get, path = "/v1", tag = "service", security(),
+    get, path = "/v1", operation_id = "list_versions_of_v1", tag = "service", security(),
     responses((status = 300, description = "The versions", body = Versions)),
 )]
 #[expect(dead_code, reason = "documents the second path of `versions`")]
@@ -41,7 +41,7 @@ fn versions_below() {}
 
 /// Says that the process answers.
 #[utoipa::path(
-    get, path = "/healthz", tag = "service", security(),
+    get, path = "/healthz", operation_id = "show_health", tag = "service", security(),
     responses((status = 200, description = "It does", body = Health)),
 )]
 pub(crate) async fn alive() -> Json<Health> {
@@ -50,7 +50,7 @@ pub(crate) async fn alive() -> Json<Health> {
 
 /// Says whether calls can be answered: the catalogue does.
 #[utoipa::path(
-    get, path = "/readyz", tag = "service", security(),
+    get, path = "/readyz", operation_id = "show_readiness", tag = "service", security(),
     responses((status = 200, description = "They can", body = Health)),
 )]
 pub(crate) async fn ready(State(api): State<Api>) -> Answer<Health> {
@@ -60,7 +60,7 @@ pub(crate) async fn ready(State(api): State<Api>) -> Answer<Health> {
 
 /// Describes this API.
 #[utoipa::path(
-    get, path = "/openapi.json", tag = "service", security(),
+    get, path = "/openapi.json", operation_id = "show_openapi", tag = "service", security(),
     responses((status = 200, description = "An OpenAPI document", body = Object)),
 )]
 pub(crate) async fn openapi() -> Result<Response, ApiError> {

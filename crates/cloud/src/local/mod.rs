@@ -42,7 +42,7 @@ use self::folder::{Access, Folder};
 pub use self::freeze::CloneFile;
 use self::freeze::{CLONES_FOLDER, CLONES_MAX, Freeze, FrozenDisk, reflink};
 use self::hold::{Hold, Identity};
-use self::qcow2::{Header, ImageFiles, Qcow2Reader, Qcow2Writer};
+use self::qcow2::{AloneWith, Header, ImageFiles, Qcow2Reader, Qcow2Writer};
 use self::raw::{RawReader, RawWriter};
 use self::state::{Kept, Power, ServerState, SnapshotState};
 
@@ -534,13 +534,13 @@ impl Shared {
             if state.power != Power::Shutoff {
                 return Err(CloudError::permanent(format!("server {:?} is running", of.server)));
             }
-            let files = open_alone(&found.folder, &disk)?;
-            let size_bytes = disk_size(&disk, &files)?;
+            let alone = open_alone(&found.folder, &disk)?;
+            let size_bytes = disk_size(&disk, &alone.files)?;
             let folder = found.folder.reopen().map_err(failed("opening a server's folder"))?;
             let writer: Arc<dyn DiskWriter> = match disk.format {
-                Format::Raw => Arc::new(RawWriter::new(folder, files.top, size_bytes)),
+                Format::Raw => Arc::new(RawWriter::new(folder, alone, size_bytes)),
                 Format::Qcow2 => Arc::new(
-                    Qcow2Writer::create(folder, &disk.file, files)
+                    Qcow2Writer::create(folder, &disk.file, alone)
                         .map_err(failed(format!("writing beside image {:?}", disk.file)))?,
                 ),
             };
@@ -553,7 +553,7 @@ impl Shared {
 
 /// Opens a disk with nobody else using it. The name is looked up again under the lock:
 /// another writer may have put a new file in its place while we came.
-fn open_alone(folder: &Folder, disk: &DeclaredDisk) -> Result<ImageFiles, CloudError> {
+fn open_alone(folder: &Folder, disk: &DeclaredDisk) -> Result<AloneWith, CloudError> {
     let open = |access| {
         folder.file(&disk.file, access).map_err(failed(format!("opening image {:?}", disk.file)))
     };
@@ -561,8 +561,9 @@ fn open_alone(folder: &Folder, disk: &DeclaredDisk) -> Result<ImageFiles, CloudE
     let mut files = FrozenDisk::open(folder, disk)?.files;
     files.top = open(Access::Write)?;
     Hold::Writing.take(&files.top, &disk.file)?;
-    if identity(&open(Access::Read)?)?.is_same_file(&identity(&files.top)?) {
-        Ok(files)
+    let alone = AloneWith { files };
+    if identity(&open(Access::Read)?)?.is_same_file(&identity(&alone.files.top)?) {
+        Ok(alone)
     } else {
         Err(CloudError::retryable(format!("image {:?} was just replaced", disk.file)))
     }

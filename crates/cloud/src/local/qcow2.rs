@@ -200,6 +200,19 @@ pub(super) struct ImageFiles {
     pub(super) backing: Option<BackingFile>,
 }
 
+/// An image that nobody else uses: its first file is locked for writing.
+#[derive(Debug)]
+pub(super) struct AloneWith {
+    pub(super) files: ImageFiles,
+}
+
+impl Drop for AloneWith {
+    /// Said aloud, because a child process that was just forked has copies of the handles.
+    fn drop(&mut self) {
+        release(&self.files.top);
+    }
+}
+
 /// An open backing file.
 #[derive(Debug)]
 pub(super) struct BackingFile {
@@ -354,7 +367,7 @@ struct NewImage {
 /// kept: a damaged image can be overwritten whole.
 #[derive(Debug)]
 struct OldDisk {
-    files: ImageFiles,
+    alone: AloneWith,
     reader: Mutex<Option<Qcow2Reader>>,
 }
 
@@ -365,9 +378,9 @@ struct Granules {
 }
 
 impl Qcow2Writer {
-    /// Takes the old image's files, the first with its locks held.
-    pub(super) fn create(folder: Folder, name: &str, files: ImageFiles) -> io::Result<Self> {
-        let size_bytes = Header::read(&files.top)?.size_bytes;
+    /// Writes beside the old image, which stays ours until the end.
+    pub(super) fn create(folder: Folder, name: &str, alone: AloneWith) -> io::Result<Self> {
+        let size_bytes = Header::read(&alone.files.top)?.size_bytes;
         let file = folder.create_file(&partial_name(name))?;
         let image = Qcow2::<ImageFile>::create_builder(file.try_clone()?.try_into()?)
             .size(size_bytes)
@@ -381,7 +394,7 @@ impl Qcow2Writer {
             folder,
             name: name.to_owned(),
             size_bytes,
-            old: OldDisk { files, reader: Mutex::new(None) },
+            old: OldDisk { alone, reader: Mutex::new(None) },
             new: RwLock::new(Some(new)),
         })
     }
@@ -399,7 +412,7 @@ impl Qcow2Writer {
         let doing = failed("completing a qcow2 image");
         new.fill_gaps(&self.old, self.size_bytes)
             .and_then(|()| new.image.flush())
-            .and_then(|()| self.old.files.top.metadata())
+            .and_then(|()| self.old.alone.files.top.metadata())
             .and_then(|metadata| {
                 // Whoever could use the old file can use the new one.
                 match fchown(&new.file, Some(metadata.uid()), Some(metadata.gid())) {
@@ -451,7 +464,7 @@ impl DiskWriter for Qcow2Writer {
         file.sync_all()
             .and_then(|()| self.folder.rename(&partial_name(&self.name), &self.name))
             .map_err(failed("making a qcow2 image durable"))?;
-        release(&self.old.files.top);
+        release(&self.old.alone.files.top);
         Ok(())
     }
 }
@@ -507,7 +520,7 @@ impl OldDisk {
         let mut slot = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
         let reader = match &mut *slot {
             Some(reader) => reader,
-            none => none.insert(Qcow2Reader::open(self.files.duplicate()?, Reading::Back)?),
+            none => none.insert(Qcow2Reader::open(self.alone.files.duplicate()?, Reading::Back)?),
         };
         let mut buffer = Vec::new();
         while at < end {
@@ -564,5 +577,34 @@ impl Granules {
         let first = (from..end).find(|granule| !self.has(*granule))?;
         let last = (first..end).find(|granule| self.has(*granule)).unwrap_or(end);
         Some((first, last))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::hold::Hold;
+    use super::*;
+
+    /// A forked child has copies of all handles until it runs its program.
+    #[test]
+    fn a_lock_ends_with_its_owner_though_copies_of_the_handle_live() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let files = ImageFiles { top: image.reopen().unwrap(), backing: None };
+        Hold::Writing.take(&files.top, "image").unwrap();
+        let _copy = files.top.try_clone().unwrap();
+        let other = image.reopen().unwrap();
+        let alone = AloneWith { files };
+        Hold::Writing.take(&other, "image").unwrap_err();
+        drop(alone);
+        Hold::Writing.take(&other, "image").unwrap();
+    }
+
+    #[test]
+    fn gaps_between_granules_are_found() {
+        let mut granules = Granules::none(200 * GRANULE_BYTES);
+        (0..3).chain(70..130).for_each(|granule| granules.add(granule));
+        assert_eq!(granules.next_gap(0, 200), Some((3, 70)));
+        assert_eq!(granules.next_gap(70, 200), Some((130, 200)));
+        assert_eq!(granules.next_gap(70, 130), None);
     }
 }

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::error::failed;
 use super::folder::Folder;
-use super::hold::release;
+use super::qcow2::AloneWith;
 use super::{Reading, beyond_end, has_ended};
 
 /// Zeroes written at once where the file system cannot make holes.
@@ -87,13 +87,13 @@ pub(super) struct RawWriter {
     folder: Folder,
     size_bytes: u64,
     /// Gone once finished.
-    file: RwLock<Option<File>>,
+    alone: RwLock<Option<AloneWith>>,
 }
 
 impl RawWriter {
-    /// Takes a file that is open for writing, with its locks held.
-    pub(super) fn new(folder: Folder, file: File, size_bytes: u64) -> Self {
-        Self { folder, size_bytes, file: RwLock::new(Some(file)) }
+    /// Takes a file that is open for writing.
+    pub(super) fn new(folder: Folder, alone: AloneWith, size_bytes: u64) -> Self {
+        Self { folder, size_bytes, alone: RwLock::new(Some(alone)) }
     }
 
     fn with_file(
@@ -101,8 +101,8 @@ impl RawWriter {
         doing: &str,
         act: impl FnOnce(&File) -> io::Result<()>,
     ) -> Result<(), CloudError> {
-        let file = self.file.read().unwrap_or_else(PoisonError::into_inner);
-        act(file.as_ref().ok_or_else(has_ended)?).map_err(failed(doing))
+        let alone = self.alone.read().unwrap_or_else(PoisonError::into_inner);
+        act(&alone.as_ref().ok_or_else(has_ended)?.files.top).map_err(failed(doing))
     }
 }
 
@@ -122,12 +122,14 @@ impl DiskWriter for RawWriter {
     }
 
     fn finish(&self) -> Result<(), CloudError> {
-        let mut slot = self.file.write().unwrap_or_else(PoisonError::into_inner);
-        let file = slot.as_ref().ok_or_else(has_ended)?;
-        file.sync_all()
+        let mut slot = self.alone.write().unwrap_or_else(PoisonError::into_inner);
+        let alone = slot.as_ref().ok_or_else(has_ended)?;
+        alone
+            .files
+            .top
+            .sync_all()
             .and_then(|()| self.folder.sync())
             .map_err(failed("making a raw image durable"))?;
-        release(file);
         *slot = None;
         Ok(())
     }

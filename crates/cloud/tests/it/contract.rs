@@ -139,7 +139,7 @@ async fn undoing_what_is_not_there_succeeds_and_changes_nothing(stage: &dyn Stag
     cloud.clear_mark(&of, &VolumeId::asked("nothing")).await.unwrap();
 
     let kept = (of.clone(), "kept".to_owned());
-    assert_eq!(cloud.list_snapshots().await.unwrap(), [kept.clone()]);
+    assert_eq!(cloud.list_snapshots().await.unwrap(), std::slice::from_ref(&kept));
     assert_eq!(cloud.list_locks().await.unwrap(), [kept]);
     assert_eq!(cloud.list_marks(&of).await.unwrap(), [(volume, "kept".to_owned())]);
 }

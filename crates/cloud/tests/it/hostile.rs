@@ -284,7 +284,8 @@ async fn every_usual_kind_of_qcow2_reads_as_qemu_reads_it() {
 
 #[tokio::test]
 async fn what_is_no_regular_file_is_no_disk() {
-    let rows: [(&str, fn(&Path)); 6] = [
+    type Make = fn(&Path);
+    let rows: [(&str, Make); 6] = [
         ("nothing", |_| {}),
         ("a folder", |path| fs::create_dir(path).unwrap()),
         ("a FIFO", |path| {

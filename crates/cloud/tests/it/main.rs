@@ -1,7 +1,7 @@
 //! Drivers of the Cloud port: the contract each keeps, and what `local` does with hostile
 //! or failing disks.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod contract;
 mod files;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use kedge_cloud::sim::{SimOp, SimWrite};
 use kedge_core::ports::{Cloud, CloudError, CloudErrorKind, ExtentKind};
-use kedge_core::resource::{ServerKind, ServerStatus, Sharing, StorageClass, VolumeStatus};
+use kedge_core::resource::{Server, ServerKind, ServerStatus, Sharing, StorageClass, VolumeStatus};
 
 use crate::files::{read_all, server_ref, volume_id};
 use crate::stage::SimStage;
@@ -178,7 +178,8 @@ async fn a_lost_moment_is_noticed_and_can_be_frozen_anew() {
 async fn it_refuses_what_a_cloud_cannot_do() {
     let of = server_ref();
     let volumes = [volume_id(0)];
-    let rows: [(&str, fn(&mut kedge_core::resource::Server), bool, bool); 9] = [
+    type Edit = fn(&mut Server);
+    let rows: [(&str, Edit, bool, bool); 9] = [
         ("stopped", |_| {}, true, true),
         ("bare metal", |s| s.kind = ServerKind::BareMetal, false, true),
         ("running", |s| s.status = ServerStatus::Active, true, false),

@@ -209,7 +209,7 @@ impl Backend for LocalBackend {
             ObjectKind::Key => self.list_dir(kind, &self.root.join("keys"), &mut found)?,
             ObjectKind::Index => self.list_dir(kind, &self.root.join("index"), &mut found)?,
             ObjectKind::Snapshot => {
-                self.list_dir(kind, &self.root.join("snapshots"), &mut found)?
+                self.list_dir(kind, &self.root.join("snapshots"), &mut found)?;
             }
             ObjectKind::Lock => self.list_dir(kind, &self.root.join("locks"), &mut found)?,
             ObjectKind::Pack => {

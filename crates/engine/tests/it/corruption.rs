@@ -7,7 +7,9 @@ use kedge_engine::{
     Backend, CancelFlag, EngineError, MemoryBackend, ObjectKind, ObjectName, ReadData, SnapshotId,
 };
 
-use crate::support::{Disk, KIB, back_up, begin, create, noise, open, restore, store_options};
+use crate::support::{
+    Disk, KIB, back_up, begin, create, distinct_chunks, noise, open, restore, store_options,
+};
 
 const CHUNK: usize = 512 * KIB;
 const KINDS: [ObjectKind; 6] = [
@@ -30,7 +32,7 @@ impl Original {
     fn new() -> Self {
         let backend = Arc::new(MemoryBackend::new());
         let repo = create(Arc::clone(&backend) as Arc<dyn Backend>).unwrap();
-        let bytes = [noise(1, 2 * CHUNK), vec![0; CHUNK], vec![b'a'; CHUNK]].concat();
+        let bytes = [distinct_chunks(1, 2), vec![0; CHUNK], noise(1, 2000)].concat();
         let disk = Disk::new(bytes.clone());
         let (id, _) = back_up(&repo, &disk, None, &store_options(), "one").unwrap();
         std::mem::forget(begin(&repo).unwrap());

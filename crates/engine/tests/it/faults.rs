@@ -9,15 +9,14 @@ use kedge_engine::{
 };
 
 use crate::support::{
-    Disk, KIB, Repo, assert_clean, assert_restores, back_up, create, noise, open, password, restic,
-    restore, store_options, volume,
+    Disk, KIB, Repo, assert_clean, assert_restores, back_up, create, distinct_chunks, noise, open,
+    password, restic, restore, store_options, volume,
 };
 
 const CHUNK: usize = 512 * KIB;
 
-fn disks() -> [Disk; 2] {
-    // More than one pack of data.
-    let first = noise(1, 36 * CHUNK);
+/// A disk at two moments.
+fn moments(first: Vec<u8>) -> [Disk; 2] {
     let mut second = first.clone();
     second[3 * CHUNK] ^= 1;
     [Disk::new(first), Disk::new(second)]
@@ -49,7 +48,7 @@ fn full() -> BackendError {
 
 #[test]
 fn whichever_call_fails_the_repository_stays_clean_and_the_next_attempt_succeeds() {
-    let disks = disks();
+    let disks = moments([distinct_chunks(1, 4), vec![0; CHUNK], noise(1, 99)].concat());
     let healthy = Arc::new(FaultBackend::new(MemoryBackend::new()));
     live(Arc::clone(&healthy) as Arc<dyn Backend>, &disks).unwrap();
     let calls = healthy.recorded().len();
@@ -84,7 +83,8 @@ fn whichever_call_fails_the_repository_stays_clean_and_the_next_attempt_succeeds
 
 #[test]
 fn after_any_failed_put_restic_finds_nothing_wrong() {
-    let disks = disks();
+    // More than one pack of data.
+    let disks = moments(noise(1, 33 * CHUNK));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("healthy");
     let healthy = Arc::new(FaultBackend::new(LocalBackend::new(&path)));
@@ -106,7 +106,7 @@ fn after_any_failed_put_restic_finds_nothing_wrong() {
 
 #[test]
 fn a_store_that_breaks_down_in_the_middle_is_reported_as_unreachable() {
-    let disks = disks();
+    let disks = moments(distinct_chunks(1, 4));
     let backend = Arc::new(FaultBackend::new(MemoryBackend::new()));
     let shared = Arc::clone(&backend) as Arc<dyn Backend>;
     let [one, _] = live(Arc::clone(&shared), &disks).unwrap();

@@ -1,5 +1,10 @@
 //! The engine judged from outside: by stock restic, by random volumes, by failing
 //! every step once, by damaging every object.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on fails where it stands"
+)]
 
 mod corruption;
 mod faults;

@@ -41,6 +41,15 @@ pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
+/// So many different chunks of 512 KiB that compress to next to nothing.
+pub(crate) fn distinct_chunks(seed: u64, count: usize) -> Vec<u8> {
+    let mut bytes = vec![b'x'; count * 512 * KIB];
+    for (chunk, mark) in bytes.chunks_mut(512 * KIB).zip(noise(seed, count * 32).chunks(32)) {
+        chunk[..32].copy_from_slice(mark);
+    }
+    bytes
+}
+
 /// A disk in memory, with what its driver says about it.
 #[derive(Debug, Default)]
 pub(crate) struct Disk {
@@ -90,24 +99,37 @@ impl Source for Disk {
     }
 }
 
-/// A target in memory that begins as noise and counts how often each byte is written.
+/// A target in memory that begins as something else and notes what is written.
 #[derive(Debug)]
 pub(crate) struct Target {
     pub(crate) bytes: Mutex<Vec<u8>>,
-    pub(crate) written: Mutex<Vec<u8>>,
+    /// Starts and ends.
+    pub(crate) written: Mutex<Vec<(usize, usize)>>,
 }
 
 impl Target {
     pub(crate) fn new(len: usize) -> Self {
-        Self { bytes: Mutex::new(noise(99, len)), written: Mutex::new(vec![0; len]) }
+        Self { bytes: Mutex::new(vec![0xee; len]), written: Mutex::default() }
     }
 
     fn write(&self, offset: u64, len: usize, fill: impl FnOnce(&mut [u8])) {
-        let range = usize::try_from(offset).unwrap()..usize::try_from(offset).unwrap() + len;
-        fill(&mut self.bytes.lock().unwrap()[range.clone()]);
-        for count in &mut self.written.lock().unwrap()[range] {
-            *count += 1;
+        let start = usize::try_from(offset).unwrap();
+        fill(&mut self.bytes.lock().unwrap()[start..start + len]);
+        self.written.lock().unwrap().push((start, start + len));
+    }
+
+    /// The bytes, every one of which must have been written exactly once.
+    pub(crate) fn into_whole(self) -> Vec<u8> {
+        let bytes = self.bytes.into_inner().unwrap();
+        let mut written = self.written.into_inner().unwrap();
+        written.sort_unstable();
+        let mut at = 0;
+        for (start, end) in written {
+            assert_eq!(start, at, "a gap or an overlap");
+            at = end;
         }
+        assert_eq!(at, bytes.len());
+        bytes
     }
 }
 
@@ -205,13 +227,12 @@ pub(crate) fn volume(repo: &Repo, id: SnapshotId) -> Result<VolumeView, EngineEr
     repo.open_snapshot(id)?.volume("vol")
 }
 
-/// Restores onto noise; every byte must have been written exactly once.
+/// Restores onto other bytes; every byte must be written exactly once.
 pub(crate) fn restore(repo: &Repo, id: SnapshotId) -> Result<Vec<u8>, EngineError> {
     let view = volume(repo, id)?;
     let target = Target::new(usize::try_from(view.size_bytes()).unwrap());
     repo.restore_volume(&view, &target, &OpenGate, &read_options(), &NoProgress)?;
-    assert!(target.written.into_inner().unwrap().iter().all(|count| *count == 1));
-    Ok(target.bytes.into_inner().unwrap())
+    Ok(target.into_whole())
 }
 
 pub(crate) fn assert_restores(repo: &Repo, id: SnapshotId, bytes: &[u8]) {

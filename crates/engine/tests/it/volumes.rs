@@ -9,8 +9,8 @@ use kedge_engine::{
 use proptest::prelude::*;
 
 use crate::support::{
-    Disk, KIB, MIB, assert_clean, assert_restores, at_secs, back_up, begin, cut_into, in_memory,
-    noise, now, read_options, store_options, threads, volume,
+    Disk, KIB, MIB, assert_clean, assert_restores, at_secs, back_up, begin, cut_into,
+    distinct_chunks, in_memory, noise, now, read_options, store_options, threads, volume,
 };
 
 const CHUNK: usize = 512 * KIB;
@@ -139,7 +139,7 @@ proptest! {
 #[test]
 fn an_unchanged_volume_writes_nothing_of_its_own() {
     let (_backend, repo) = in_memory();
-    let bytes = [noise(1, 3 * CHUNK), vec![0; 5 * CHUNK]].concat();
+    let bytes = [distinct_chunks(1, 3), vec![0; 5 * CHUNK]].concat();
     let (one, first) =
         back_up(&repo, &Disk::new(bytes.clone()), None, &store_options(), "one").unwrap();
     let parent = volume(&repo, one).unwrap();
@@ -160,7 +160,7 @@ fn an_unchanged_volume_writes_nothing_of_its_own() {
 #[test]
 fn holes_are_never_read_and_of_unchanged_chunks_only_a_sample() {
     let (_backend, repo) = in_memory();
-    let bytes = [noise(1, 100 * CHUNK), vec![0; 100 * CHUNK]].concat();
+    let bytes = [distinct_chunks(1, 100), vec![0; 100 * CHUNK]].concat();
     let extents = [(100 * CHUNK, ExtentKind::Data), (200 * CHUNK, ExtentKind::Zero)];
     let disk = Disk::with_extents(bytes.clone(), &extents);
     let (one, stored) = back_up(&repo, &disk, None, &store_options(), "one").unwrap();
@@ -177,7 +177,7 @@ fn holes_are_never_read_and_of_unchanged_chunks_only_a_sample() {
 #[test]
 fn a_source_that_lies_about_changes_is_found_out_and_the_session_goes_on() {
     let (_backend, repo) = in_memory();
-    let mut bytes = noise(1, 10 * CHUNK);
+    let mut bytes = distinct_chunks(1, 10);
     let (one, _) =
         back_up(&repo, &Disk::new(bytes.clone()), None, &store_options(), "one").unwrap();
     bytes[7 * CHUNK + 3] ^= 1;
@@ -198,7 +198,7 @@ fn a_source_that_lies_about_changes_is_found_out_and_the_session_goes_on() {
 #[test]
 fn a_read_error_fails_the_backup_and_never_becomes_a_hole() {
     let (_backend, repo) = in_memory();
-    let disk = Disk { bad_byte: Some(3 * CHUNK + 1), ..Disk::new(noise(1, 8 * CHUNK)) };
+    let disk = Disk { bad_byte: Some(3 * CHUNK + 1), ..Disk::new(distinct_chunks(1, 8)) };
     let failed = back_up(&repo, &disk, None, &store_options(), "one");
     assert!(matches!(failed, Err(EngineError::Source(SourceError { retryable: false, .. }))));
     assert_eq!(repo.list_snapshots().unwrap(), []);
