@@ -126,7 +126,7 @@ impl Attempt {
         let ended = self.session.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(session) = ended.and_then(|(session, _)| Arc::into_inner(session)) else { return };
         if let Err(error) = blocking(move || session.close()).await {
-            tracing::warn!(job.id = ?self.job.id, "lock object was not removed: {error}");
+            tracing::warn!(job.id = %self.job.id, "lock object was not removed: {error}");
         }
     }
 
@@ -146,7 +146,7 @@ impl Attempt {
                 }
                 Err(StoreError::FenceLost) => return self.stop(Stop::Lost),
                 // Not heard: the lease runs on, and closes the gate in time.
-                Err(error) => tracing::warn!(job.id = ?self.job.id, "heartbeat failed: {error}"),
+                Err(error) => tracing::warn!(job.id = %self.job.id, "heartbeat failed: {error}"),
             }
             self.renew_lock().await;
         }
@@ -173,7 +173,7 @@ impl Attempt {
         let Some(session) = due else { return };
         let at = engine_time(self.parts.clock.now());
         if let Err(error) = blocking(move || session.refresh_lock(at)).await {
-            tracing::warn!(job.id = ?self.job.id, "lock object was not renewed: {error}");
+            tracing::warn!(job.id = %self.job.id, "lock object was not renewed: {error}");
         }
     }
 

@@ -219,8 +219,11 @@ impl Repositories {
         missing: Missing,
     ) -> Result<SharedRepository, RepositoryError> {
         let backend = self.places.backend(project)?;
-        let password = self.password(project, missing).await?;
         let missing = self.once_made(project, missing).await?;
+        if missing == Missing::Create {
+            prepare(backend.clone()).await?;
+        }
+        let password = self.password(project, missing).await?;
         let access = self.access(project, &password)?;
         let (kdf, now) = (self.kdf, engine_time(self.clock.now()));
         let repository = blocking(move || {
@@ -304,6 +307,13 @@ impl Repositories {
         serde_json::to_vec_pretty(&access)
             .map_err(|error| RepositoryError::Failed(format!("kedge/access.json: {error}")))
     }
+}
+
+/// Makes the place of a repository that never was: what is not there cannot tell whether
+/// it holds one.
+async fn prepare(backend: Arc<dyn Backend>) -> Result<(), RepositoryError> {
+    let failed = |error| EngineError::Backend { object: ObjectName::Config, error };
+    blocking(move || backend.prepare().map_err(failed)).await
 }
 
 /// A word as a POSIX shell reads it back, whatever it holds.

@@ -84,7 +84,7 @@ const MIN_WAIT: std::time::Duration = std::time::Duration::from_millis(50);
 async fn drive_until(attempt: Arc<Attempt>, shutdown: CancellationToken) {
     let job = &attempt.job;
     tracing::info!(
-        job.id = ?job.id, job.kind = job.work.kind(), job.fence, job.restarts, item.id = ?job.work.item(),
+        job.id = %job.id, job.kind = job.work.kind(), job.fence, job.restarts, item.id = %job.work.item(),
         "{} of {} begins or goes on", job.work.kind(), job.work.item()
     );
     let heart = tokio::spawn({
@@ -125,7 +125,7 @@ async fn drive(attempt: &Attempt) {
             Err(Settled::Lost(trouble)) => return log_lost(attempt, &trouble),
         }
     }
-    tracing::info!(job.id = ?attempt.job.id, item.id = ?work.item(), "{} of {} ended", work.kind(), work.item());
+    tracing::info!(job.id = %attempt.job.id, item.id = %work.item(), "{} of {} ended", work.kind(), work.item());
 }
 
 /// Between two arrows a job lets go at once when its process ends or somebody else has it.
@@ -189,7 +189,7 @@ async fn begin_again(attempt: &Attempt, work: &Work, text: &str) -> Result<Work,
 async fn sleep(attempt: &Attempt, work: &Work, text: &str) -> Result<Work, Settled> {
     let (job, now) = (&attempt.job, attempt.parts.clock.now());
     let run_at = now.plus(back_off(job.failures + 1));
-    tracing::warn!(job.id = ?job.id, item.id = ?work.item(), job.failures, "{} of {} will try again: {text}", work.kind(), work.item());
+    tracing::warn!(job.id = %job.id, item.id = %work.item(), job.failures, "{} of {} will try again: {text}", work.kind(), work.item());
     match attempt.parts.store.retry_job(job, run_at, now).await {
         Ok(()) => Err(Settled::Sleeps),
         Err(error) => Err(Settled::Lost(error.into())),
@@ -242,7 +242,7 @@ fn from_start(work: &Work) -> Work {
 /// Commits that the job is to be undone, and says so in the log.
 async fn give_up(attempt: &Attempt, work: &Work, trouble: Trouble) -> Result<Work, Trouble> {
     let undo = undoing(work, &trouble);
-    tracing::error!(job.id = ?attempt.job.id, item.id = ?work.item(), "{} of {} failed: {:?}", work.kind(), work.item(), trouble);
+    tracing::error!(job.id = %attempt.job.id, item.id = %work.item(), "{} of {} failed: {:?}", work.kind(), work.item(), trouble);
     save(attempt, &undo, attempt.parts.clock.now()).await?;
     Ok(undo)
 }
@@ -293,5 +293,5 @@ fn undoing(work: &Work, trouble: &Trouble) -> Work {
 }
 
 fn log_lost(attempt: &Attempt, trouble: &Trouble) {
-    tracing::warn!(job.id = ?attempt.job.id, job.fence = attempt.job.fence, "let go of a job: {trouble:?}");
+    tracing::warn!(job.id = %attempt.job.id, job.fence = attempt.job.fence, "let go of a job: {trouble:?}");
 }

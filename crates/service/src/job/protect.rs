@@ -236,7 +236,7 @@ async fn find_parent(
     match blocking(move || repository.open_snapshot(id)).await {
         Ok(view) => Ok(Some(Parent { item: parent, view })),
         Err(error) => {
-            tracing::warn!(item.id = ?parent.id, "cannot build on {}: {error}", parent.id);
+            tracing::warn!(item.id = %parent.id, "cannot build on {}: {error}", parent.id);
             Ok(None)
         }
     }
@@ -286,7 +286,7 @@ async fn store_volume(
                     change_token: open.token,
                 };
                 tracing::info!(
-                    volume_backup.id = ?backup.id, volume.stored_bytes, volume.read_bytes, volume.duration_ms,
+                    volume_backup.id = %backup.id, volume.stored_bytes, volume.read_bytes, volume.duration_ms,
                     "stored volume backup {}", backup.id
                 );
                 return Ok((volume, stored.subtree));
@@ -295,7 +295,7 @@ async fn store_volume(
             Err(crate::repositories::RepositoryError::Engine(EngineError::SourceLied {
                 offset,
             })) if since.is_some() => {
-                tracing::error!(volume.id = ?volume, offset, "the cloud's list of changes of {volume} is wrong; reading all of it");
+                tracing::error!(volume.id = %volume, offset, "the cloud's list of changes of {volume} is wrong; reading all of it");
                 since = None;
             }
             // Nor is a parent that cannot be read.
@@ -303,7 +303,7 @@ async fn store_volume(
                 object,
                 what,
             })) if view.is_some() => {
-                tracing::error!(volume.id = ?volume, "cannot build on an earlier backup: {object}: {what}");
+                tracing::error!(volume.id = %volume, "cannot build on an earlier backup: {object}: {what}");
                 (view, since) = (None, None);
             }
             Err(error) => return Err(attempt.trouble(error)),
@@ -441,7 +441,7 @@ async fn undo(
     if attempt.may_finish().is_ok()
         && let Err(error) = attempt.parts.cloud.delete_snapshots(of, &cloud_name(&item.id)).await
     {
-        tracing::warn!(item.id = ?item.id, "snapshots of {} are left to the reconciler: {error}", item.id);
+        tracing::warn!(item.id = %item.id, "snapshots of {} are left to the reconciler: {error}", item.id);
     }
     let done = at(work, ProtectState::Done);
     let now = attempt.parts.clock.now();

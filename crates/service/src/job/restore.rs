@@ -212,7 +212,7 @@ impl Run<'_> {
         blocking(move || shared.compare_volume(&volume, &source, &options, &*meter))
             .await
             .map_err(|error| attempt.trouble(error))?;
-        tracing::info!(volume.id = ?write.volume, write.size_bytes, "restored and read back volume {}", write.volume);
+        tracing::info!(volume.id = %write.volume, write.size_bytes, "restored and read back volume {}", write.volume);
         Ok(())
     }
 
@@ -248,7 +248,7 @@ impl Run<'_> {
                 && was_running == WasRunning::Yes
                 && let Err(error) = parts.cloud.start_server(self.of).await
             {
-                tracing::warn!(server.id = ?self.of.server, "server {} was not started again: {error}", self.of.server);
+                tracing::warn!(server.id = %self.of.server, "server {} was not started again: {error}", self.of.server);
             }
         }
         let fault = if untouched { fault.clone() } else { self.half_written(fault) };
@@ -271,7 +271,7 @@ impl Run<'_> {
     async fn unlock(&self) {
         let unlocked = self.attempt.parts.cloud.unlock_server(self.of, &self.holder()).await;
         if let Err(error) = unlocked {
-            tracing::warn!(server.id = ?self.of.server, "server {} stays locked for now: {error}", self.of.server);
+            tracing::warn!(server.id = %self.of.server, "server {} stays locked for now: {error}", self.of.server);
         }
     }
 }

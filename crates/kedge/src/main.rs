@@ -1,0 +1,56 @@
+//! The program `kedge`: reads configuration, wires the parts, passes signals on. What it
+//! does is done in the other crates.
+//!
+//! Invariant: this crate alone reads the clock, makes random ids and touches the process
+//! (its umask, its signals, its exit code).
+
+mod arguments;
+mod config;
+mod demo;
+mod failure;
+mod halt;
+mod node;
+mod operator;
+mod outside;
+mod private;
+mod signals;
+mod telemetry;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::arguments::{Arguments, Command, ConfigVerb, RepoVerb, UserVerb};
+use crate::failure::{Failure, OrFail as _};
+
+fn main() -> ExitCode {
+    private::make_everything_private();
+    let arguments = Arguments::parse();
+    match run(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Without anyone to tell, the exit code still tells it.
+            let _ = writeln!(std::io::stderr(), "kedge: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .or_fail("starting the runtime")?;
+    runtime.block_on(async {
+        match command {
+            Command::Serve(of) => node::serve(&of.config).await,
+            Command::Demo(options) => demo::run(options).await,
+            Command::Config { verb: ConfigVerb::Check(of) } => operator::check(&of.config).await,
+            Command::User { verb: UserVerb::Hash } => operator::hash_password(),
+            Command::Repo { verb: RepoVerb::RecoveryKit(kit) } => {
+                operator::recovery_kit(&kit).await
+            }
+        }
+    })
+}

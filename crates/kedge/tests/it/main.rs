@@ -1,0 +1,11 @@
+//! The built program, as a person or a service manager runs it.
+
+#![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod config;
+mod crash;
+mod demo;
+mod kedge;
+mod operator;
+mod serve;
+mod site;
