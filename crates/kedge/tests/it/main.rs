@@ -5,6 +5,7 @@
 mod config;
 mod crash;
 mod demo;
+mod hostile;
 mod kedge;
 mod operator;
 mod serve;

@@ -145,6 +145,16 @@ impl Site {
         site
     }
 
+    /// Gives the server and both disks this name.
+    pub(crate) fn name_everything(&self, name: &str) {
+        let quoted = serde_json::to_string(name).unwrap();
+        let mut text = declaration();
+        for given in ["web", "system", "data"] {
+            text = text.replace(&format!("name = \"{given}\""), &format!("name = {quoted}"));
+        }
+        fs::write(self.server_dir().join("server.toml"), text).unwrap();
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -290,6 +300,11 @@ impl Site {
         self.wait_for(&format!("the log says {part:?}"), |site| {
             site.log().into_iter().find(|event| message(event).contains(part))
         })
+    }
+
+    /// The whole log as it lies there.
+    pub(crate) fn log_bytes(&self) -> Vec<u8> {
+        fs::read(self.path("log")).unwrap()
     }
 
     fn log_tail(&self) -> String {
