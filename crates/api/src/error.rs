@@ -184,7 +184,8 @@ pub(crate) fn status_of(code: Code) -> StatusCode {
         | Code::VolumeNotWritable
         | Code::EncryptionMismatch
         | Code::SnapshotMissing
-        | Code::VolumeHeld => StatusCode::BAD_REQUEST,
+        | Code::VolumeHeld
+        | Code::HalfWritten => StatusCode::BAD_REQUEST,
         Code::Unauthenticated => StatusCode::UNAUTHORIZED,
         Code::Forbidden => StatusCode::FORBIDDEN,
         Code::ItemNotFound

@@ -66,6 +66,7 @@ codes! {
     SnapshotMissing "KEDGE.0006" "the repository does not hold the backup's snapshot";
     KeyUnavailable "KEDGE.0008" "the key that opens the backup repository cannot be had";
     VolumeHeld "KEDGE.0010" "another job holds a destination disk";
+    HalfWritten "KEDGE.0012" "a disk of the server is half written by a restore that failed; restore to it again first";
     Unauthenticated "KEDGE.4010" "no token, or one that is unknown, expired or revoked; or a wrong user or password";
     Forbidden "KEDGE.4030" "the token does not entitle to this call or project";
     ProjectNotFound "KEDGE.4040" "no such project";

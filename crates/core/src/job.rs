@@ -117,8 +117,11 @@ impl Work {
 pub enum ProtectState {
     /// Nothing is made yet.
     Start,
-    /// All disks are frozen at one moment, under a name made from the item's id.
+    /// All disks are frozen at one moment.
     Snapshotted {
+        /// The freeze's name in the cloud, made from the item's id and the fence of who
+        /// made it: a holder that lost the job cannot touch its successor's freeze.
+        name: String,
         /// That moment.
         protected_at: Timestamp,
     },
@@ -292,8 +295,8 @@ impl Lease {
 }
 
 /// After this many failures of the same job it fails for good: with [`back_off`] between
-/// them, about ten minutes in which an outage may end.
-pub const FAILURES_MAX: u32 = 8;
+/// them, more than ten minutes in which an outage may end.
+pub const FAILURES_MAX: u32 = 11;
 
 /// How often a job may be taken over from vanished holders: a server that restarts
 /// nightly must not kill a backup of days, a job that kills its worker must end.
@@ -313,5 +316,7 @@ mod tests {
     fn waits_double_and_are_bounded() {
         let waits: Vec<_> = [1, 2, 3, 9, 64, u32::MAX].map(|n| back_off(n).as_secs()).into();
         assert_eq!(waits, [1, 2, 4, 256, 300, 300]);
+        let all: Duration = (1..FAILURES_MAX).map(back_off).sum();
+        assert!(all > Duration::from_secs(600), "{all:?}");
     }
 }

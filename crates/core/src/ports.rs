@@ -31,8 +31,8 @@ pub struct ServerRef {
 /// - A call that is dropped half-way leaves what a repeated call can finish.
 #[async_trait]
 pub trait Cloud: Send + Sync + Debug {
-    /// The server and its attached volumes as they are now. `None` when there is no such
-    /// server in the project; another project's server is none.
+    /// The server and its attached volumes as they are now, marked ones as half written.
+    /// `None` when there is no such server in the project; another project's server is none.
     async fn find_server(&self, of: &ServerRef) -> Result<Option<Server>, CloudError>;
 
     /// Freezes these volumes of a server at one moment, under `name`. Returns once reading
@@ -88,7 +88,7 @@ pub trait Cloud: Send + Sync + Debug {
     async fn start_server(&self, of: &ServerRef) -> Result<(), CloudError>;
 
     /// Opens a volume of a stopped server for writing, alone. The volume is durably marked
-    /// as half written, with `mark`, before this returns.
+    /// as half written, with `mark` in place of an earlier one, before this returns.
     async fn open_for_writing(
         &self,
         of: &ServerRef,
@@ -103,8 +103,14 @@ pub trait Cloud: Send + Sync + Debug {
         volume: &VolumeId,
     ) -> Result<Arc<dyn DiskReader>, CloudError>;
 
-    /// Takes the mark of [`Cloud::open_for_writing`] away: the volume is whole.
-    async fn clear_mark(&self, of: &ServerRef, volume: &VolumeId) -> Result<(), CloudError>;
+    /// Takes this mark of [`Cloud::open_for_writing`] away: the volume is whole. Another
+    /// mark stays, so that a late call does not vouch for what the next restore writes.
+    async fn clear_mark(
+        &self,
+        of: &ServerRef,
+        volume: &VolumeId,
+        mark: &str,
+    ) -> Result<(), CloudError>;
 
     /// The marks of a server's half-written volumes, for messages and tests.
     async fn list_marks(&self, of: &ServerRef) -> Result<Vec<(VolumeId, String)>, CloudError>;

@@ -7,7 +7,7 @@ use crate::checkpoint::Trigger;
 use crate::fact::Fact;
 use crate::ids::{ServerId, VolumeId};
 use crate::refusal::Refusal;
-use crate::resource::{SERVER_TYPE, Server, ServerStatus, Sharing, StorageClass, Volume};
+use crate::resource::{Content, SERVER_TYPE, Server, ServerStatus, Sharing, StorageClass, Volume};
 
 /// What a caller asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +78,7 @@ pub struct Rule {
     check: fn(&Question, &Facts, &Settings) -> Result<(), Refusal>,
 }
 
-/// The rules, in published order.
+/// The rules, in published order; the last one is ours.
 pub const RULES: &[Rule] = &[
     Rule { name: "type_is_server", check: type_is_server },
     Rule { name: "server_is_known", check: server_is_known },
@@ -90,6 +90,7 @@ pub const RULES: &[Rule] = &[
     Rule { name: "storage_is_supported", check: storage_is_supported },
     Rule { name: "shared_volumes_are_allowed", check: shared_volumes_are_allowed },
     Rule { name: "no_job_holds_the_server", check: no_job_holds_the_server },
+    Rule { name: "no_volume_is_half_written", check: no_volume_is_half_written },
 ];
 
 /// Plans one backup by the published rules.
@@ -231,4 +232,22 @@ fn no_job_holds_the_server(
         Some(Holder::Backup(Trigger::Automatic)) => Err(Refusal::AutomaticBackupRunning(server())),
         Some(Holder::Restore) => Err(Refusal::ServerBusy(server())),
     }
+}
+
+/// A backup of a disk that is part old and part new would pass for one of a server that
+/// never was.
+fn no_volume_is_half_written(
+    question: &Question,
+    facts: &Facts,
+    _: &Settings,
+) -> Result<(), Refusal> {
+    let Some(server) = facts.server.seen() else { return Ok(()) };
+    let half_written: Vec<_> = chosen(question, server)
+        .filter(|volume| volume.content == Content::HalfWritten)
+        .map(|volume| volume.id.clone())
+        .collect();
+    if half_written.is_empty() {
+        return Ok(());
+    }
+    Err(Refusal::HalfWritten(half_written, server.id.clone()))
 }

@@ -105,6 +105,9 @@ pub enum Refusal {
     EncryptionMismatch(VolumeBackupId, VolumeId),
     /// A destination held by another job.
     VolumeHeld(VolumeId),
+    /// Disks that a failed restore left half written: no backup may hold them, and no
+    /// restore may leave them so.
+    HalfWritten(Vec<VolumeId>, ServerId),
     /// The repository does not hold the item's snapshot.
     SnapshotMissing(ItemId),
     /// A fact could not be learned.
@@ -149,6 +152,7 @@ impl Refusal {
             Self::VolumeNotWritable(_) => Code::VolumeNotWritable,
             Self::EncryptionMismatch(..) => Code::EncryptionMismatch,
             Self::VolumeHeld(_) => Code::VolumeHeld,
+            Self::HalfWritten(..) => Code::HalfWritten,
             Self::SnapshotMissing(_) => Code::SnapshotMissing,
             Self::Unknown(Unknown::CloudSilent) => Code::CloudSilent,
             Self::Unknown(Unknown::RepositoryUnreachable) => Code::RepositoryUnreachable,
@@ -246,6 +250,11 @@ impl fmt::Display for Refusal {
             Self::VolumeHeld(volume) => {
                 write!(f, "Target volume ({volume}) is held by another job.")
             }
+            Self::HalfWritten(volumes, server) => write!(
+                f,
+                "Volume(s) ({}) of server ({server}) are half written by a restore that failed. Restore to them again first.",
+                joined(volumes)
+            ),
             Self::SnapshotMissing(item) => write!(
                 f,
                 "The backup repository does not hold the data of checkpoint item ({item})."

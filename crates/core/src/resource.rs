@@ -169,6 +169,8 @@ pub struct Volume {
     pub storage: StorageClass,
     /// Whether the cloud encrypts it.
     pub encryption: Encryption,
+    /// Whether what lies on it is all of one piece.
+    pub content: Content,
 }
 
 /// What a volume is to its server.
@@ -218,6 +220,16 @@ pub enum Encryption {
     Plain,
     /// Stored encrypted; restoring it onto a plain volume would expose its content.
     Encrypted,
+}
+
+/// Whether a volume's bytes are all of one piece. Drivers fill it from their marks
+/// ([`Cloud::open_for_writing`](crate::ports::Cloud::open_for_writing)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Content {
+    /// No restore left it unfinished.
+    Whole,
+    /// A restore marked it and did not finish: worth no backup, and its server cannot start.
+    HalfWritten,
 }
 
 #[cfg(test)]

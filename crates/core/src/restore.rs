@@ -11,7 +11,8 @@ use crate::ids::{ItemId, ServerId, VolumeBackupId, VolumeId};
 use crate::protect::Holder;
 use crate::refusal::Refusal;
 use crate::resource::{
-    Encryption, SERVER_TYPE, Server, ServerStatus, Sharing, Volume, VolumeRole, VolumeStatus,
+    Content, Encryption, SERVER_TYPE, Server, ServerStatus, Sharing, Volume, VolumeRole,
+    VolumeStatus,
 };
 use crate::status::ItemStatus;
 
@@ -76,6 +77,10 @@ impl Mapping {
 
     fn names(&self, backup: &VolumeBackupId) -> bool {
         self.0.iter().any(|pair| pair.backup == *backup)
+    }
+
+    fn writes(&self, volume: &VolumeId) -> bool {
+        self.0.iter().any(|pair| pair.volume == *volume)
     }
 }
 
@@ -153,6 +158,7 @@ pub const RULES: &[Rule] = &[
     Rule { name: "destinations_are_writable", check: destinations_are_writable },
     Rule { name: "encryption_is_kept", check: encryption_is_kept },
     Rule { name: "no_job_holds_a_destination", check: no_job_holds_a_destination },
+    Rule { name: "leaves_no_half_written_volume_out", check: leaves_no_half_written_volume_out },
     Rule { name: "repository_holds_the_snapshot", check: repository_holds_the_snapshot },
 ];
 
@@ -434,6 +440,23 @@ fn no_job_holds_a_destination(question: &Question, facts: &Facts) -> Result<(), 
         Some((_, volume)) => Err(Refusal::VolumeHeld(volume.id.clone())),
         None => Ok(()),
     }
+}
+
+/// A server with a half-written disk cannot start, so restoring its other disks would not
+/// bring it back. Writing that disk anew is how a failed restore is made good.
+fn leaves_no_half_written_volume_out(question: &Question, facts: &Facts) -> Result<(), Refusal> {
+    let Some(target) = facts.target.seen() else { return Ok(()) };
+    let left_out: Vec<_> = target
+        .volumes
+        .iter()
+        .filter(|volume| volume.content == Content::HalfWritten)
+        .filter(|volume| !question.mapping.writes(&volume.id))
+        .map(|volume| volume.id.clone())
+        .collect();
+    if left_out.is_empty() {
+        return Ok(());
+    }
+    Err(Refusal::HalfWritten(left_out, target.id.clone()))
 }
 
 fn repository_holds_the_snapshot(question: &Question, facts: &Facts) -> Result<(), Refusal> {

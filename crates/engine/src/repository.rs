@@ -211,6 +211,12 @@ impl Repository<Indexed> {
         }
     }
 
+    /// All snapshots that can be read, oldest first, and what is wrong with the others.
+    pub fn survey_snapshots(&self) -> Result<(Vec<Snapshot>, Vec<EngineError>), EngineError> {
+        let loaded = self.state.snapshots.load(&self.vault)?;
+        Ok((loaded.readable, loaded.damaged))
+    }
+
     /// One snapshot, read anew.
     pub fn get_snapshot(&self, id: SnapshotId) -> Result<Snapshot, EngineError> {
         snapshot::read(&self.vault, id)

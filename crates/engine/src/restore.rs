@@ -140,6 +140,11 @@ impl Repository<Indexed> {
         }
     }
 
+    /// Fails unless the index knows a pack for every blob of the volume. Reads no pack.
+    pub fn require_known_blobs(&self, volume: &VolumeView) -> Result<(), EngineError> {
+        self.lay_out(volume).map(drop)
+    }
+
     fn lay_out(&self, volume: &VolumeView) -> Result<Layout, EngineError> {
         let zeroes = Zeroes::of_volume(volume.size_bytes());
         let mut layout = Layout::default();

@@ -52,6 +52,19 @@ pub(crate) enum RepoVerb {
     /// Write what stock restic needs to read a project's backups. Works beside a running
     /// service and without the catalogue: the service key and the repository are enough.
     RecoveryKit(KitOptions),
+    /// Take every backup that a project's repository tells of and the catalogue does not
+    /// know into the catalogue, as after the database was lost. The service must not run.
+    Adopt(AdoptOptions),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AdoptOptions {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// The project's id.
+    #[arg(long, value_name = "ID")]
+    pub(crate) project: String,
 }
 
 #[derive(Debug, Args)]

@@ -51,6 +51,7 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Repo { verb: RepoVerb::RecoveryKit(kit) } => {
                 operator::recovery_kit(&kit).await
             }
+            Command::Repo { verb: RepoVerb::Adopt(options) } => operator::adopt(&options).await,
         }
     })
 }

@@ -11,9 +11,10 @@ use kedge_service::repositories::{Directory, Repositories};
 use kedge_store::Store;
 use zeroize::Zeroizing;
 
-use crate::arguments::KitOptions;
+use crate::arguments::{AdoptOptions, KitOptions};
 use crate::config::{Checked, Config};
 use crate::failure::{Failure, OrFail as _};
+use crate::node::Node;
 use crate::outside::SystemClock;
 use crate::private;
 
@@ -94,6 +95,15 @@ pub(crate) async fn recovery_kit(options: &KitOptions) -> Result<(), Failure> {
         Some(path) => private::write_file(path, &kit).or_fail(path.display()),
         None => say(kit.trim_end()),
     }
+}
+
+/// Rebuilds records from the repository. Takes the catalogue for itself meanwhile.
+pub(crate) async fn adopt(options: &AdoptOptions) -> Result<(), Failure> {
+    let config = Checked::read(&options.config)?;
+    let node = Node::open(&config).await?;
+    let adopted = node.app().adopt_records(&ProjectId::new(&options.project)).await;
+    node.close().await;
+    say(&format!("{} backups adopted", adopted.or_fail("adopting backups")?))
 }
 
 /// A line on standard output.

@@ -1,12 +1,15 @@
 //! The service as the API sees it, and the parts it is wired from.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use kedge_core::ids::JobId;
 use kedge_core::ports::{Clock, Cloud, IdSource};
 use kedge_store::Store;
 use tokio::sync::Notify;
 
+use crate::attempt::Attempt;
 use crate::context::{Context, Right};
 use crate::error::Error;
 use crate::identity::{Identity, Issued, Login, ProjectInfo, TokenInfo};
@@ -32,6 +35,8 @@ pub(crate) struct Parts {
     pub(crate) ids: Arc<dyn IdSource>,
     pub(crate) settings: Settings,
     pub(crate) points: Points,
+    /// Jobs this process works on, so that none is ever worked on twice in it.
+    pub(crate) running: Mutex<HashMap<JobId, Arc<Attempt>>>,
     /// Rung when a job was enqueued, so that a worker need not poll to be quick.
     pub(crate) work_bell: Notify,
 }
@@ -100,6 +105,7 @@ impl App {
                 ids: wiring.ids,
                 settings: wiring.settings,
                 points: wiring.points,
+                running: Mutex::default(),
                 work_bell: Notify::new(),
             }),
         }

@@ -14,12 +14,15 @@ use kedge_core::ports::Clock;
 use kedge_core::refusal::Refusal;
 use kedge_engine::{CancelFlag, EngineError, Gate, Progress, Session, Stopped};
 use kedge_store::{Heartbeat, StoreError};
+use tokio_util::sync::CancellationToken;
 
 use crate::app::Parts;
+use crate::job::session_name;
 use crate::repositories::{RepositoryError, blocking, engine_time};
 
 /// restic calls a lock stale after half an hour without a renewal.
 const LOCK_RENEWAL: Duration = Duration::from_secs(5 * 60);
+const LOOK_AT_LOCK_EVERY: Duration = Duration::from_secs(30);
 /// How often progress is written while a job runs.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 
@@ -31,6 +34,8 @@ pub(crate) struct Attempt {
     pub(crate) lease: Arc<LeaseGuard>,
     pub(crate) stop: CancelFlag,
     pub(crate) meter: Arc<Meter>,
+    /// Rung for good when nothing of the attempt runs any more.
+    pub(crate) ended: CancellationToken,
     why_stopped: Mutex<Option<Stop>>,
     session: Mutex<Option<(Arc<Session>, Duration)>>,
 }
@@ -64,15 +69,21 @@ pub(crate) enum Trouble {
 impl Attempt {
     pub(crate) fn new(parts: Arc<Parts>, job: Job, claimed_at: Duration) -> Self {
         let lease = LeaseGuard::new(parts.clock.clone(), parts.settings.lease, claimed_at);
-        Self {
+        let attempt = Self {
             parts,
             job,
             lease: Arc::new(lease),
             stop: CancelFlag::new(),
             meter: Arc::default(),
+            ended: CancellationToken::new(),
             why_stopped: Mutex::default(),
             session: Mutex::default(),
+        };
+        match attempt.job.cancel {
+            Cancel::Requested => attempt.stop(Stop::Cancelled),
+            Cancel::No => {}
         }
+        attempt
     }
 
     /// Says that the job is to end soon; the first reason stays.
@@ -130,8 +141,31 @@ impl Attempt {
         }
     }
 
-    /// Says that the holder lives, until it is told to stop or loses the job.
+    /// Removes the lock objects that dead attempts at this job left: for a holder that has
+    /// finished it, and needs none itself any more.
+    pub(crate) async fn remove_dead_locks(&self) {
+        let repository = match self.parts.repositories.get(&self.job.project_id).await {
+            Ok(repository) => repository,
+            Err(RepositoryError::None) => return,
+            Err(error) => return tracing::warn!(job.id = %self.job.id, "dead locks stay: {error}"),
+        };
+        let name = session_name(&self.job.id);
+        if let Err(error) = blocking(move || repository.remove_session_locks(&name)).await {
+            tracing::warn!(job.id = %self.job.id, "dead locks stay: {error}");
+        }
+    }
+
+    /// Says that the holder lives, to the catalogue and in the repository. Neither waits
+    /// for the other.
     pub(crate) async fn beat(&self) {
+        tokio::select! {
+            () = self.send_heartbeats() => {}
+            () = self.renew_locks() => {}
+        }
+    }
+
+    /// Until the job is lost.
+    async fn send_heartbeats(&self) {
         let lease = self.parts.settings.lease;
         let every = lease.heartbeat().min(PROGRESS_EVERY);
         loop {
@@ -148,6 +182,12 @@ impl Attempt {
                 // Not heard: the lease runs on, and closes the gate in time.
                 Err(error) => tracing::warn!(job.id = %self.job.id, "heartbeat failed: {error}"),
             }
+        }
+    }
+
+    async fn renew_locks(&self) {
+        loop {
+            tokio::time::sleep(LOOK_AT_LOCK_EVERY).await;
             self.renew_lock().await;
         }
     }
@@ -185,16 +225,16 @@ impl Attempt {
         if let RepositoryError::Engine(EngineError::Stopped(_)) = error {
             return Trouble::Stopped(Stop::Lost);
         }
-        if error.is_retryable() || is_full(&error) {
-            return Trouble::Retry(error.to_string());
+        // The whole story is the operator's; tenants read the item's `fail_reason`.
+        tracing::warn!(job.id = %self.job.id, "repository trouble: {error}");
+        let text = error.public_text();
+        // A full store is emptied by people, sooner or later.
+        if error.is_retryable() || error.is_full() {
+            Trouble::Retry(text)
+        } else {
+            Trouble::Fault(text)
         }
-        Trouble::Fault(error.to_string())
     }
-}
-
-/// A full store is emptied by people, sooner or later.
-fn is_full(error: &RepositoryError) -> bool {
-    matches!(error, RepositoryError::Engine(error) if error.is_full())
 }
 
 impl From<StoreError> for Trouble {

@@ -41,6 +41,9 @@ impl App {
                     None => Error::Internal("a claim on nothing".to_owned()),
                 });
             }
+            Err(StoreError::NotFound(_)) => {
+                return Err(Refusal::ItemNotFound(ItemId::asked(checkpoint.as_str())).into());
+            }
             Err(error) => return Err(error.into()),
         }
         parts.work_bell.notify_one();

@@ -56,14 +56,13 @@ impl Parts {
         let volume_ids = distinct(
             questions.iter().flat_map(|q| q.mapping.pairs().iter().map(|pair| &pair.volume)),
         );
-        let (items, holders, servers) = futures::join!(
-            self.store.find_items(project, &item_ids),
+        let (stored, holders, servers) = futures::join!(
+            self.find_stored(project, &item_ids, asker, time_left),
             self.store.holders(&server_ids, &volume_ids, asker.job()),
-            self.find_servers(project, &server_ids, time_left),
+            self.find_servers(project, &server_ids, asker, time_left),
         );
-        let items = by_id(items?, asker);
+        let (items, snapshots) = stored?;
         let holders = holders?;
-        let snapshots = self.find_snapshots(project, &items, time_left).await;
         Ok(questions
             .iter()
             .map(|question| {
@@ -93,7 +92,7 @@ impl Parts {
         let server_ids = distinct(questions.iter().map(|question| &question.server));
         let (holders, servers) = futures::join!(
             self.store.holders(&server_ids, &[], asker.job()),
-            self.find_servers(project, &server_ids, time_left),
+            self.find_servers(project, &server_ids, asker, time_left),
         );
         let holders = holders?;
         Ok(questions
@@ -109,12 +108,21 @@ impl Parts {
         &self,
         project: &ProjectId,
         ids: &[ServerId],
+        asker: Asker<'_>,
         time_left: Duration,
     ) -> HashMap<ServerId, Fact<Server>> {
         let find = |id: &ServerId| {
             let of = ServerRef { project: project.clone(), server: id.clone() };
             async move {
-                let answer = tokio::time::timeout(time_left, self.lookups.find_server(&of)).await;
+                let asked = async {
+                    match asker {
+                        Asker::Request => self.lookups.find_server(&of).await,
+                        // A job acts on what it sees: an answer that was on its way before
+                        // the job took its locks will not do.
+                        Asker::Job(_) => self.cloud.find_server(&of).await,
+                    }
+                };
+                let answer = tokio::time::timeout(time_left, asked).await;
                 let fact = match answer {
                     Ok(Ok(Some(server))) => Fact::Seen { value: server, at: self.clock.now() },
                     Ok(Ok(None)) => Fact::Absent,
@@ -128,6 +136,20 @@ impl Parts {
             }
         };
         join_all(ids.iter().map(find)).await.into_iter().collect()
+    }
+
+    /// The items, and whether the repository holds what they name: beside the cloud, for
+    /// both may take all the time there is.
+    async fn find_stored(
+        &self,
+        project: &ProjectId,
+        ids: &[ItemId],
+        asker: Asker<'_>,
+        time_left: Duration,
+    ) -> Result<(HashMap<ItemId, Item>, HashMap<ItemId, Fact<SnapshotRef>>), StoreError> {
+        let items = by_id(self.store.find_items(project, ids).await?, asker);
+        let snapshots = self.find_snapshots(project, &items, time_left).await;
+        Ok((items, snapshots))
     }
 
     /// Whether the repository holds what the items name.

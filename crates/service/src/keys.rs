@@ -90,20 +90,41 @@ impl ServiceKey {
     /// Reads the key, or makes one where there is no file yet. An existing file is never
     /// overwritten: it may be the only way to years of backups.
     pub fn load_or_create(path: &Path) -> Result<Self, KeyError> {
+        match Self::load(path) {
+            Err(KeyError::File { .. }) if !path.exists() => Self::create(path),
+            loaded => loaded,
+        }
+    }
+
+    /// Written aside and linked into place, so that a crash leaves the whole key or none,
+    /// and of two processes that begin at once one key wins.
+    fn create(path: &Path) -> Result<Self, KeyError> {
         let key = Self::random()?;
         let failed = |error: std::io::Error| KeyError::File {
             path: path.display().to_string(),
             text: error.to_string(),
         };
-        match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-            Ok(mut file) => {
-                let text = Zeroizing::new(hex::encode(key.0.as_slice()) + "\n");
-                file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-                Ok(key)
-            }
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Self::load(path),
-            Err(error) => Err(failed(error)),
+        let aside = path.with_extension(format!("{}.new", std::process::id()));
+        let text = Zeroizing::new(hex::encode(key.0.as_slice()) + "\n");
+        let written = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&aside)
+            .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
+        let linked = written.and_then(|()| fs::hard_link(&aside, path));
+        let removed = fs::remove_file(&aside);
+        match linked {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Self::load(path),
+            Err(error) => return Err(failed(error)),
         }
+        removed.map_err(failed)?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new("."));
+        fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
+        Ok(key)
     }
 
     /// Wraps a repository's password for one project; no other project can unwrap it.

@@ -1,8 +1,9 @@
 //! What the system does: authorises, gathers facts, asks `core`, writes the store, runs
 //! jobs. Knows neither HTTP nor a concrete cloud.
 //!
-//! Invariant: every public call takes a [`context::Context`], which only
-//! [`App::authorise`] makes; so nothing here can forget to ask whether the caller may.
+//! Invariant: every call made for a caller takes a [`context::Context`], which only
+//! [`App::authorise`] makes; so nothing here can forget to ask whether the caller may. The
+//! others are the operator's: workers, reconcilers, rebuilding, health.
 
 pub mod context;
 mod deletion;

@@ -53,7 +53,14 @@ impl App {
             excluded: request.excluded.clone(),
         };
         let plan = self.parts.plan_protect(context, &question).await?;
-        let (checkpoint, job) = self.parts.records(context, request, plan);
+        let store = &self.parts.store;
+        let earlier = store.latest_available_item(context.project(), &request.server).await?;
+        // A server's first backup is full, whatever is asked (csbs-api 4.1).
+        let method = match earlier {
+            Some(_) => request.method.unwrap_or(Method::Incremental),
+            None => Method::Full,
+        };
+        let (checkpoint, job) = self.parts.records(context, request, method, plan);
         match self.parts.store.create_protect(&checkpoint, &job).await {
             Ok(()) => {}
             // Another backup of the server was admitted since the facts were gathered:
@@ -90,6 +97,7 @@ impl Parts {
         &self,
         context: &Context,
         request: ProtectRequest,
+        method: Method,
         plan: ProtectPlan,
     ) -> (Checkpoint, NewJob) {
         let now = self.clock.now();
@@ -115,7 +123,7 @@ impl Parts {
                 hardware: server.hardware,
             },
             trigger: Trigger::Manual,
-            method: request.method.unwrap_or(Method::Incremental),
+            method,
             created_at: now,
             updated_at: now,
             protected_at: None,
@@ -144,10 +152,9 @@ impl Parts {
                 trigger: Trigger::Manual,
                 state: ProtectState::Start,
             },
-            claims: vec![
-                Claim::exclusive(ClaimKind::Server, &server.id),
-                Claim::exclusive(ClaimKind::Item, &item_id),
-            ],
+            // The item needs no claim: nothing may be done with it while it is `protecting`,
+            // and once it is available, what is left concerns the server.
+            claims: vec![Claim::exclusive(ClaimKind::Server, &server.id)],
             run_at: now,
         };
         (checkpoint, job)

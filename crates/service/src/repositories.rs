@@ -96,6 +96,42 @@ impl RepositoryError {
         }
     }
 
+    /// Whether the store has no room left.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Engine(error) if error.is_full())
+    }
+
+    /// What an item's `fail_reason` tells of it: no folder, host or process of ours.
+    pub fn public_text(&self) -> String {
+        let text = match self {
+            Self::Engine(error) if error.is_full() => "the backup repository is full",
+            Self::Engine(error) if error.is_unreachable() => {
+                "the backup repository cannot be reached"
+            }
+            Self::Engine(EngineError::Source(error)) => {
+                return format!("reading failed: {}", error.text);
+            }
+            Self::Engine(EngineError::Sink(error)) => {
+                return format!("writing failed: {}", error.text);
+            }
+            Self::Engine(EngineError::Mismatch { offset }) => {
+                return format!("what was written reads back differently at byte {offset}");
+            }
+            Self::Engine(EngineError::Damaged { .. }) => "the backup's data is damaged",
+            Self::Engine(EngineError::Locked { .. }) => {
+                "the backup repository is locked by another program"
+            }
+            Self::Engine(EngineError::SnapshotNotFound(_)) => {
+                "the backup repository does not hold the backup's data"
+            }
+            Self::Engine(_) | Self::Failed(_) => "the backup repository failed",
+            Self::None => "the project has no backup repository yet",
+            Self::Key(_) => "the key of the backup repository cannot be had",
+            Self::Store(_) => "the catalogue failed",
+        };
+        text.to_owned()
+    }
+
     /// How this reads as a fact nobody could learn.
     pub fn unknown(&self) -> Unknown {
         match self {

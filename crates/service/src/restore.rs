@@ -56,6 +56,9 @@ impl App {
                 parts.plan_restore(context, &request).await?;
                 return Err(Refusal::TargetHeld.into());
             }
+            Err(StoreError::NotFound(_)) => {
+                return Err(Refusal::ItemNotFound(request.question.item).into());
+            }
             Err(error) => return Err(error.into()),
         }
         parts.work_bell.notify_one();

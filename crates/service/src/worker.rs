@@ -3,7 +3,7 @@
 //! A job's outcome is decided here and nowhere else: retry with back-off, begin again,
 //! give up and undo, or let go because the lease is lost.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use kedge_core::checkpoint::{Fault, FaultOperation};
 use kedge_core::code::Code;
@@ -12,8 +12,9 @@ use kedge_core::job::{
 };
 use kedge_core::time::Timestamp;
 use kedge_store::StoreError;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::app::{App, Parts};
 use crate::attempt::{Attempt, Stop, Trouble};
@@ -43,11 +44,14 @@ impl App {
             tokio::select! {
                 () = shutdown.cancelled() => {}
                 () = parts.work_bell.notified(), if running.len() < parts.settings.workers => {}
-                Some(_) = running.join_next(), if !running.is_empty() => {}
-                () = tokio::time::sleep(parts.until_due().await) => {}
+                Some(ended) = running.join_next(), if !running.is_empty() => log_panic(ended),
+                () = tokio::time::sleep(parts.until_due().await),
+                    if running.len() < parts.settings.workers => {}
             }
         }
-        while running.join_next().await.is_some() {}
+        while let Some(ended) = running.join_next().await {
+            log_panic(ended);
+        }
     }
 
     /// Runs every job that is due, one after the other, until none is: what tests and
@@ -59,6 +63,13 @@ impl App {
             count += 1;
         }
         Ok(count)
+    }
+}
+
+/// A job that panicked is claimed again when its lease is over.
+fn log_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!("bug: a job's task ended badly: {error}");
     }
 }
 
@@ -81,27 +92,66 @@ impl Parts {
 /// So that a job which is due but cannot be claimed does not make the loop spin.
 const MIN_WAIT: std::time::Duration = std::time::Duration::from_millis(50);
 
+/// How long the end of the process waits for jobs to come to a safe point. One that takes
+/// longer is left as a crash would leave it.
+const DRAIN: std::time::Duration = std::time::Duration::from_secs(30);
+
 async fn drive_until(attempt: Arc<Attempt>, shutdown: CancellationToken) {
     let job = &attempt.job;
+    let turn = Turn::take(&attempt).await;
     tracing::info!(
         job.id = %job.id, job.kind = job.work.kind(), job.fence, job.restarts, item.id = %job.work.item(),
         "{} of {} begins or goes on", job.work.kind(), job.work.item()
     );
-    let heart = tokio::spawn({
+    // Aborted when dropped: a job that panics must not seem to live.
+    let heart = AbortOnDropHandle::new(tokio::spawn({
         let attempt = attempt.clone();
         async move { attempt.beat().await }
-    });
+    }));
     let work = drive(&attempt);
     tokio::pin!(work);
     tokio::select! {
         () = &mut work => {}
         () = shutdown.cancelled() => {
             attempt.stop(Stop::Shutdown);
-            work.await;
+            if tokio::time::timeout(DRAIN, work).await.is_err() {
+                tracing::warn!(job.id = %job.id, "a job did not stop in time and is left to the next process");
+            }
         }
     }
-    heart.abort();
+    drop(heart);
     attempt.end_session().await;
+    drop(turn);
+}
+
+/// The right of one attempt to work on its job: it begins when an earlier attempt of this
+/// process has ended, which was told to. So a clock that jumps gives a job to a new holder,
+/// never to two.
+struct Turn<'a>(&'a Arc<Attempt>);
+
+impl<'a> Turn<'a> {
+    async fn take(attempt: &'a Arc<Attempt>) -> Self {
+        let running = || attempt.parts.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = running().insert(attempt.job.id.clone(), attempt.clone());
+        let turn = Self(attempt);
+        if let Some(before) = before {
+            before.stop(Stop::Lost);
+            before.ended.cancelled().await;
+        }
+        turn
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let running = &self.0.parts.running;
+        let mut running = running.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_ours = |held: &Arc<Attempt>| Arc::ptr_eq(held, self.0);
+        if running.get(&self.0.job.id).is_some_and(is_ours) {
+            running.remove(&self.0.job.id);
+        }
+        self.0.ended.cancel();
+    }
 }
 
 /// From state to state until the job is done, sleeps or is lost.
@@ -124,6 +174,10 @@ async fn drive(attempt: &Attempt) {
             Err(Settled::Sleeps) => return,
             Err(Settled::Lost(trouble)) => return log_lost(attempt, &trouble),
         }
+    }
+    attempt.end_session().await;
+    if attempt.job.restarts > 0 {
+        attempt.remove_dead_locks().await;
     }
     tracing::info!(job.id = %attempt.job.id, item.id = %work.item(), "{} of {} ended", work.kind(), work.item());
 }
@@ -161,6 +215,15 @@ enum Settled {
 async fn settle(attempt: &Attempt, work: &Work, trouble: Trouble) -> Result<Work, Settled> {
     let job = &attempt.job;
     let trouble = match trouble {
+        // A freeze that an earlier attempt made ended with its process: that restart is
+        // counted already.
+        Trouble::MomentLost(text) if attempt.job.work == *work && is_frozen(work) => {
+            tracing::info!(job.id = %job.id, "{} of {} begins again: {text}", work.kind(), work.item());
+            let anew = from_start(work);
+            let now = attempt.parts.clock.now();
+            save(attempt, &anew, now).await.map_err(Settled::Lost)?;
+            return Ok(anew);
+        }
         Trouble::Retry(_) | Trouble::MomentLost(_) if job.failures + 1 >= FAILURES_MAX => {
             trouble.for_good()
         }
@@ -174,9 +237,27 @@ async fn settle(attempt: &Attempt, work: &Work, trouble: Trouble) -> Result<Work
             Err(released.map_or_else(|error| Settled::Lost(error.into()), |()| Settled::Sleeps))
         }
         Trouble::Stopped(Stop::Lost) => Err(Settled::Lost(trouble)),
+        // Undoing has nothing to fall back on but time.
+        Trouble::Fault(_) | Trouble::Refused(_) | Trouble::Stopped(Stop::Cancelled)
+            if is_undoing(work) =>
+        {
+            sleep(attempt, work, &format!("{trouble:?}")).await
+        }
         Trouble::Fault(_) | Trouble::Refused(_) | Trouble::Stopped(Stop::Cancelled) => {
             give_up(attempt, work, trouble).await.map_err(Settled::Lost)
         }
+    }
+}
+
+fn is_frozen(work: &Work) -> bool {
+    matches!(work, Work::Protect { state: ProtectState::Snapshotted { .. }, .. })
+}
+
+fn is_undoing(work: &Work) -> bool {
+    match work {
+        Work::Protect { state, .. } => matches!(state, ProtectState::Undo { .. }),
+        Work::Restore { state, .. } => matches!(state, RestoreState::Undo { .. }),
+        Work::Delete { state, .. } => matches!(state, DeleteState::Undo { .. }),
     }
 }
 

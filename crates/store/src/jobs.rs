@@ -4,6 +4,8 @@
 //! or ended has another fence or is not running, so such a write changes nothing and the
 //! holder learns [`StoreError::FenceLost`].
 
+use std::time::Duration;
+
 use kedge_core::ids::{JobId, ProjectId};
 use kedge_core::job::{Cancel, Claim, Job, Work};
 use kedge_core::time::Timestamp;
@@ -92,6 +94,9 @@ impl JobRow {
     }
 }
 
+/// How long a job whose row cannot be read stays out of the way.
+const UNREADABLE_AGAIN: Duration = Duration::from_secs(60 * 60);
+
 impl Store {
     /// Takes the job that has been ready for longest: one that waits and whose time has
     /// come, or one whose holder's lease is over, which counts as a restart. Each claim
@@ -123,9 +128,22 @@ impl Store {
             .bind(now.as_micros())
             .fetch_optional(tx.conn())
             .await?;
-        let job = row.map(JobRow::decode).transpose()?;
+        let Some(row) = row else { return Ok(None) };
+        let id = row.id.clone();
+        let job = row.decode();
+        if job.is_err() {
+            // A row nobody can read must not stand before all others.
+            tx.query(
+                "UPDATE jobs SET status = 'queued', lease_owner = NULL, lease_until = NULL, \
+                 run_at = $1 WHERE id = $2",
+            )
+            .bind(now.plus(UNREADABLE_AGAIN).as_micros())
+            .bind(id)
+            .execute(tx.conn())
+            .await?;
+        }
         tx.commit().await?;
-        Ok(job)
+        job.map(Some)
     }
 
     /// Prolongs a lease, shows the progress, and says whether somebody asked the job to

@@ -9,7 +9,7 @@ use kedge_core::ids::{ProjectId, ServerId, VolumeId};
 use kedge_core::job::Lease;
 use kedge_core::ports::Cloud;
 use kedge_core::resource::{
-    Encryption, Hardware, Server, ServerKind, ServerStatus, Sharing, StorageClass, Volume,
+    Content, Encryption, Hardware, Server, ServerKind, ServerStatus, Sharing, StorageClass, Volume,
     VolumeRole, VolumeStatus,
 };
 use kedge_service::context::{Context, Right};
@@ -118,6 +118,16 @@ impl Harness {
     pub async fn restarted_with_key(&self, key: Arc<ServiceKey>) -> Self {
         use kedge_core::ports::Clock as _;
         self.store.take_over_all(self.clock.now()).await.expect("the catalogue answers");
+        self.rewired(self.store.clone(), key)
+    }
+
+    /// The service after its database was lost.
+    pub async fn with_an_empty_catalogue(&self) -> Self {
+        let store = Store::open_in_memory().await.expect("a catalogue in memory");
+        self.rewired(store, self.key.clone())
+    }
+
+    fn rewired(&self, store: Store, key: Arc<ServiceKey>) -> Self {
         let settings = Settings {
             kdf: Kdf::Cheap,
             workers: 1,
@@ -126,12 +136,12 @@ impl Harness {
             ..Settings::default()
         };
         let cloud = Arc::new(self.cloud.clone());
-        let (store, places, users) = (&self.store, &self.places, &self.users);
-        let app = wire(store, cloud, places, &key, &self.clock, &self.ids, users, settings);
+        let (places, users) = (&self.places, &self.users);
+        let app = wire(&store, cloud, places, &key, &self.clock, &self.ids, users, settings);
         Self {
             app,
             cloud: self.cloud.clone(),
-            store: self.store.clone(),
+            store,
             clock: self.clock.clone(),
             places: self.places.clone(),
             key,
@@ -235,6 +245,7 @@ impl Harness {
             sharing: Sharing::Exclusive,
             storage: StorageClass::Ordinary,
             encryption: Encryption::Plain,
+            content: Content::Whole,
         }
     }
 }

@@ -31,7 +31,7 @@ use kedge_core::ports::{
     Cloud, CloudError, CloudErrorKind, DiskReader, DiskWriter, OpenSnapshot, ServerRef,
 };
 use kedge_core::resource::{
-    Server, ServerKind, ServerStatus, Sharing, StorageClass, Volume, VolumeStatus,
+    Content, Server, ServerKind, ServerStatus, Sharing, StorageClass, Volume, VolumeStatus,
 };
 use rustix::fs::Advice;
 use tracing::warn;
@@ -257,12 +257,14 @@ impl Found {
 
     fn describe(&self) -> Result<Server, CloudError> {
         let server = self.server.clone();
-        let status = match self.state()?.power {
+        let state = self.state()?;
+        let status = match state.power {
             Power::Active => ServerStatus::Active,
             Power::Shutoff => ServerStatus::Shutoff,
         };
         let disks = self.server.disks.iter();
-        let volumes = disks.map(|disk| self.describe_disk(disk)).collect::<Result<_, _>>()?;
+        let volumes =
+            disks.map(|disk| self.describe_disk(disk, &state)).collect::<Result<_, _>>()?;
         Ok(Server {
             id: server.id,
             project_id: server.project,
@@ -276,7 +278,11 @@ impl Found {
     }
 
     /// A disk that cannot be read is reported as broken and hides nothing else.
-    fn describe_disk(&self, disk: &DeclaredDisk) -> Result<Volume, CloudError> {
+    fn describe_disk(
+        &self,
+        disk: &DeclaredDisk,
+        state: &ServerState,
+    ) -> Result<Volume, CloudError> {
         let (size_bytes, status) = match self.disk_size(disk) {
             Ok(size_bytes) => (size_bytes, VolumeStatus::Healthy),
             Err(error) if error.kind == CloudErrorKind::Retryable => return Err(error),
@@ -291,6 +297,10 @@ impl Found {
             sharing: disk.sharing,
             storage: StorageClass::Ordinary,
             encryption: disk.encryption,
+            content: match state.marks.get(&disk.id) {
+                Some(_) => Content::HalfWritten,
+                None => Content::Whole,
+            },
         })
     }
 
@@ -701,11 +711,18 @@ impl Cloud for LocalCloud {
         .await
     }
 
-    async fn clear_mark(&self, of: &ServerRef, volume: &VolumeId) -> Result<(), CloudError> {
-        let (of, volume) = (of.clone(), volume.clone());
+    async fn clear_mark(
+        &self,
+        of: &ServerRef,
+        volume: &VolumeId,
+        mark: &str,
+    ) -> Result<(), CloudError> {
+        let (of, volume, mark) = (of.clone(), volume.clone(), mark.to_owned());
         self.blocking(move |cloud| {
             cloud.change_if_found(&of, |state| {
-                state.marks.remove(&volume);
+                if state.marks.get(&volume) == Some(&mark) {
+                    state.marks.remove(&volume);
+                }
             })
         })
         .await

@@ -169,7 +169,7 @@ impl SimCloud {
 
     /// Adds a server. Its volumes are as large as it says and begin with the bytes given;
     /// the rest is zeroes and costs no memory. A volume that is there already (a shared
-    /// one) keeps its bytes.
+    /// one) keeps its bytes. All are whole until marked, whatever it says of them.
     pub fn add_server(&self, server: Server, content: HashMap<VolumeId, Vec<u8>>) {
         self.shared.state().add_server(server, &content);
     }
@@ -191,7 +191,8 @@ impl SimCloud {
 
     /// The server as it is, whoever owns it; not counted as a call.
     pub fn server(&self, id: &ServerId) -> Option<Server> {
-        self.shared.state().servers.get(id).map(|sim| sim.server.clone())
+        let state = self.shared.state();
+        state.servers.get(id).map(|sim| state.describe(sim))
     }
 
     /// All bytes of a volume, none if there is no such volume; not counted as a call.
@@ -214,6 +215,18 @@ impl SimCloud {
         match disk.filter(|disk| disk.holds(offset, bytes.len() as u64)) {
             Some(disk) => disk.write(offset, bytes),
             None => panic!("volume {id:?} has no {} bytes at {offset}", bytes.len()),
+        }
+    }
+
+    /// Marks a volume as a restore would that never came to its end; not in the write log.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such volume.
+    pub fn mark_half_written(&self, id: &VolumeId, mark: &str) {
+        match self.shared.state().disks.get_mut(id) {
+            Some(disk) => disk.mark = Some(mark.to_owned()),
+            None => panic!("there is no volume {id:?}"),
         }
     }
 
@@ -385,7 +398,7 @@ impl SimCloud {
 impl Cloud for SimCloud {
     async fn find_server(&self, of: &ServerRef) -> Result<Option<Server>, CloudError> {
         self.shared
-            .call(SimOp::FindServer, |state| Ok(state.find(of).map(|sim| sim.server.clone())))
+            .call(SimOp::FindServer, |state| Ok(state.find(of).map(|sim| state.describe(sim))))
             .await
     }
 
@@ -524,13 +537,19 @@ impl Cloud for SimCloud {
             .await
     }
 
-    async fn clear_mark(&self, of: &ServerRef, volume: &VolumeId) -> Result<(), CloudError> {
+    async fn clear_mark(
+        &self,
+        of: &ServerRef,
+        volume: &VolumeId,
+        mark: &str,
+    ) -> Result<(), CloudError> {
         self.shared
             .call(SimOp::ClearMark, |state| {
                 if state.find(of).and_then(|sim| sim.find_attached(volume)).is_none() {
                     return Ok(());
                 }
-                if state.disk_mut(volume)?.mark.take().is_some() {
+                let cleared = state.disk_mut(volume)?.mark.take_if(|current| current == mark);
+                if cleared.is_some() {
                     let volume = volume.clone();
                     state.record(self.now(), SimWrite::Unmarked { volume });
                 }

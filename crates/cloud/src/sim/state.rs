@@ -7,7 +7,7 @@ use kedge_core::checkpoint::ChangeToken;
 use kedge_core::ids::{ServerId, VolumeId};
 use kedge_core::ports::{CloudError, ServerRef};
 use kedge_core::resource::{
-    Server, ServerKind, ServerStatus, Sharing, StorageClass, Volume, VolumeStatus,
+    Content, Server, ServerKind, ServerStatus, Sharing, StorageClass, Volume, VolumeStatus,
 };
 use kedge_core::time::Timestamp;
 
@@ -71,6 +71,16 @@ impl State {
 
     pub(super) fn find(&self, of: &ServerRef) -> Option<&SimServer> {
         self.servers.get(&of.server).filter(|sim| sim.server.project_id == of.project)
+    }
+
+    /// A server as it shows: its volumes are half written where their disks are marked.
+    pub(super) fn describe(&self, sim: &SimServer) -> Server {
+        let mut server = sim.server.clone();
+        for volume in &mut server.volumes {
+            let mark = self.disks.get(&volume.id).and_then(|disk| disk.mark.as_ref());
+            volume.content = if mark.is_some() { Content::HalfWritten } else { Content::Whole };
+        }
+        server
     }
 
     pub(super) fn get(&self, of: &ServerRef) -> Result<&SimServer, CloudError> {

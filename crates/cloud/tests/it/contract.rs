@@ -3,7 +3,7 @@
 use kedge_core::checkpoint::ChangeToken;
 use kedge_core::ids::{ProjectId, ServerId, VolumeId};
 use kedge_core::ports::{Cloud, CloudError, CloudErrorKind, ExtentKind, ServerRef};
-use kedge_core::resource::{ServerKind, ServerStatus, VolumeStatus};
+use kedge_core::resource::{Content, ServerKind, ServerStatus, VolumeStatus};
 
 use crate::files::{noise, read_all};
 use crate::stage::{LocalStage, SimStage, Stage};
@@ -45,6 +45,7 @@ contract!(
     a_volume_has_one_writer,
     nothing_is_written_after_the_end,
     a_half_written_volume_stays_marked_and_its_server_stopped,
+    a_mark_gives_way_to_the_next_writers_and_goes_by_its_own_name_alone,
     writing_begins_anew_after_a_crash,
     a_token_nobody_gave_hides_nothing,
     unchanged_extents_hold_what_the_token_saw,
@@ -131,12 +132,13 @@ async fn undoing_what_is_not_there_succeeds_and_changes_nothing(stage: &dyn Stag
     for other in [&foreign, &absent] {
         cloud.delete_snapshots(other, "kept").await.unwrap();
         cloud.unlock_server(other, "kept").await.unwrap();
-        cloud.clear_mark(other, &volume).await.unwrap();
+        cloud.clear_mark(other, &volume, "kept").await.unwrap();
     }
     cloud.delete_snapshots(&of, "other").await.unwrap();
     cloud.unlock_server(&of, "other").await.unwrap();
-    cloud.clear_mark(&of, &stage.volumes()[1]).await.unwrap();
-    cloud.clear_mark(&of, &VolumeId::asked("nothing")).await.unwrap();
+    cloud.clear_mark(&of, &volume, "other").await.unwrap();
+    cloud.clear_mark(&of, &stage.volumes()[1], "kept").await.unwrap();
+    cloud.clear_mark(&of, &VolumeId::asked("nothing"), "kept").await.unwrap();
 
     let kept = (of.clone(), "kept".to_owned());
     assert_eq!(cloud.list_snapshots().await.unwrap(), std::slice::from_ref(&kept));
@@ -294,7 +296,7 @@ async fn what_is_written_is_read_back_and_the_rest_is_kept(stage: &dyn Stage) {
         let back = cloud.open_for_read_back(&of, &volume).await.unwrap();
         assert!(read_all(&back) == wanted, "read back differs");
         assert!(stage.content(&volume) == wanted, "the judge reads something else");
-        cloud.clear_mark(&of, &volume).await.unwrap();
+        cloud.clear_mark(&of, &volume, "m").await.unwrap();
     }
     cloud.start_server(&of).await.unwrap();
 }
@@ -401,9 +403,30 @@ async fn a_half_written_volume_stays_marked_and_its_server_stopped(stage: &dyn S
     assert_eq!(kind(cloud.start_server(&of).await), CloudErrorKind::Permanent);
     let server = cloud.find_server(&of).await.unwrap().unwrap();
     assert_eq!(server.status, ServerStatus::Shutoff);
-    cloud.clear_mark(&of, &volume).await.unwrap();
-    cloud.clear_mark(&of, &volume).await.unwrap();
+    let shown: Vec<_> = server.volumes.iter().map(|volume| volume.content).collect();
+    assert_eq!(shown, [Content::Whole, Content::HalfWritten]);
+    cloud.clear_mark(&of, &volume, "restore 7").await.unwrap();
+    cloud.clear_mark(&of, &volume, "restore 7").await.unwrap();
     assert_eq!(stage.open().list_marks(&of).await.unwrap(), []);
+    let server = stage.open().find_server(&of).await.unwrap().unwrap();
+    assert!(server.volumes.iter().all(|volume| volume.content == Content::Whole));
+    stage.open().start_server(&of).await.unwrap();
+}
+
+async fn a_mark_gives_way_to_the_next_writers_and_goes_by_its_own_name_alone(stage: &dyn Stage) {
+    let of = stage.server();
+    stage.open().stop_server(&of).await.unwrap();
+    for volume in stage.volumes() {
+        drop(stage.open().open_for_writing(&of, &volume, "restore 7").await.unwrap());
+        let cloud = stage.open();
+        let writer = cloud.open_for_writing(&of, &volume, "restore 8").await.unwrap();
+        stage.open().clear_mark(&of, &volume, "restore 7").await.unwrap();
+        let marks = cloud.list_marks(&of).await.unwrap();
+        assert_eq!(marks, [(volume.clone(), "restore 8".to_owned())]);
+        writer.finish().unwrap();
+        cloud.clear_mark(&of, &volume, "restore 8").await.unwrap();
+        assert_eq!(cloud.list_marks(&of).await.unwrap(), []);
+    }
     stage.open().start_server(&of).await.unwrap();
 }
 

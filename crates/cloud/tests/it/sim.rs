@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use kedge_cloud::sim::{SimOp, SimWrite};
 use kedge_core::ports::{Cloud, CloudError, CloudErrorKind, ExtentKind};
-use kedge_core::resource::{Server, ServerKind, ServerStatus, Sharing, StorageClass, VolumeStatus};
+use kedge_core::resource::{
+    Content, Server, ServerKind, ServerStatus, Sharing, StorageClass, VolumeStatus,
+};
 
 use crate::files::{read_all, server_ref, volume_id};
 use crate::stage::SimStage;
@@ -93,7 +95,8 @@ async fn the_write_log_tells_every_change_and_no_read() {
     writer.write_at(3, &[1, 2]).unwrap();
     writer.write_zeroes(5, 6).unwrap();
     writer.finish().unwrap();
-    cloud.clear_mark(&of, &volume).await.unwrap();
+    cloud.clear_mark(&of, &volume, "other").await.unwrap();
+    cloud.clear_mark(&of, &volume, "m").await.unwrap();
     cloud.start_server(&of).await.unwrap();
     cloud.unlock_server(&of, "h").await.unwrap();
     let server = of.server.clone();
@@ -158,6 +161,20 @@ async fn changes_are_told_truly_falsely_or_not_at_all() {
     assert_eq!(first_kind().await, (ExtentKind::Unchanged, ExtentKind::Unchanged));
     cloud.forget_changes();
     assert_eq!(first_kind().await, (ExtentKind::Data, ExtentKind::Data));
+}
+
+#[tokio::test]
+async fn a_volume_marked_behind_its_back_keeps_its_server_stopped() {
+    let cloud = SimStage::new().cloud;
+    let of = server_ref();
+    cloud.stop_server(&of).await.unwrap();
+    cloud.mark_half_written(&volume_id(1), "m");
+    let [shown, found] =
+        [cloud.server(&of.server), cloud.find_server(&of).await.unwrap()].map(Option::unwrap);
+    assert_eq!(shown, found);
+    let contents: Vec<_> = found.volumes.iter().map(|volume| volume.content).collect();
+    assert_eq!(contents, [Content::Whole, Content::HalfWritten]);
+    cloud.start_server(&of).await.unwrap_err();
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use kedge_cloud::sim::SimCloud;
 use kedge_core::ids::VolumeId;
 use kedge_core::ports::{Clock, Cloud, ServerRef};
 use kedge_core::resource::{
-    Encryption, Hardware, Server, ServerKind, ServerStatus, Sharing, StorageClass, Volume,
+    Content, Encryption, Hardware, Server, ServerKind, ServerStatus, Sharing, StorageClass, Volume,
     VolumeRole, VolumeStatus,
 };
 use kedge_core::time::Timestamp;
@@ -92,6 +92,7 @@ fn volume(index: usize, size_bytes: u64) -> Volume {
         sharing: Sharing::Exclusive,
         storage: StorageClass::Ordinary,
         encryption: Encryption::Plain,
+        content: Content::Whole,
     }
 }
 

@@ -10,7 +10,6 @@ use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
 
 use crate::site::{Backup, Disks, LEASE_SECS, Random, Site, Start, message};
 
@@ -76,7 +75,7 @@ fn a_kill_at_any_named_point_costs_nothing_but_time() {
     site.stop();
     let mut kept = vec![base];
     for round in 0.. {
-        if site.kills >= kills_wanted(130) {
+        if site.kills >= kills_wanted(150) {
             break;
         }
         let seed = u64::from(site.kills) + 2;
@@ -92,6 +91,7 @@ fn a_kill_at_any_named_point_costs_nothing_but_time() {
         site.assert_sound();
         site.stop();
     }
+    assert_eq!(site.takeovers(), site.kills, "every kill struck a job at work");
     site.start(Start::Plain);
     assert_that_all_restore(&mut site, &kept);
     site.assert_sound_to_the_last_byte();
@@ -173,73 +173,64 @@ fn a_kill_at_any_moment_costs_nothing_but_time() {
     let base = site.protect();
     site.wait_until_available(&base);
     let mut kept = vec![base];
-    while site.kills < kills_wanted(80) {
-        let seed = u64::from(site.kills) + 1000;
+    for seed in 1000.. {
+        if site.kills >= kills_wanted(100) {
+            break;
+        }
         site.put_disks(&Disks::of(seed));
         let backup = site.protect();
-        eprintln!("D protect {}", site.kills); kill_now_and_then(&mut site, &mut random, &backup, 3, |_| {});
+        let protect = format!("protect of {}", backup.item);
+        kill_now_and_then(&mut site, &mut random, &protect, 3, |_| {});
         site.wait_until_available(&backup);
 
         let noise = Disks::of_noise(seed);
         site.put_disks(&noise);
-        let restore = site.restore(&backup);eprintln!("D restore {}", site.kills);
-        kill_now_and_then(&mut site, &mut random, &backup, 12, |site| {
-            assert_whole_or_marked(site, &backup, &noise);
-        });
+        let restore = site.restore(&backup);
+        kill_now_and_then(
+            &mut site,
+            &mut random,
+            &format!("restore of {}", backup.item),
+            12,
+            |site| {
+                assert_whole_or_marked(site, &backup, &noise);
+            },
+        );
         site.wait_until_restored(&backup, &restore);
 
         kept.push(backup);
         let old = kept.remove(0);
         site.delete(&old);
-eprintln!("D delete {}", site.kills); kill_now_and_then(&mut site, &mut random, &old, 3, |_| {});eprintln!("D clean {}", site.kills); 
+        kill_now_and_then(&mut site, &mut random, &format!("delete of {}", old.item), 3, |_| {});
         site.wait_until_deleted(&old);
         site.assert_clean(&kept.iter().collect::<Vec<_>>());
         site.assert_sound();
     }
+    let (struck, kills) = (site.takeovers(), site.kills);
+    assert!(struck >= kills / 3, "only {struck} of {kills} kills struck a job at work");
     assert_that_all_restore(&mut site, &kept);
     site.assert_sound_to_the_last_byte();
 }
 
-/// The longest that a kill waits after a job went on: about as long as a job takes.
-const WAIT_MICROS_MAX: u64 = 300_000;
+/// Starting and a whole job take about as long as the longest of these waits.
+const WAIT_MICROS_MAX: u64 = 110_000;
 
 /// Kills the program while a job is at work, at most so often, until the job has ended.
 fn kill_now_and_then(
     site: &mut Site,
     random: &mut Random,
-    backup: &Backup,
+    work: &str,
     kills_max: u32,
     look: impl Fn(&Site),
 ) {
     for _ in 0..kills_max {
-        let is_early = random.below(4) == 0;
-        if !is_early && !job_went_on(site, backup) {
-            return;
-        }
         std::thread::sleep(Duration::from_micros(random.below(WAIT_MICROS_MAX)));
-        if site.log().iter().any(|event| message(event).ends_with(" ended")) {
+        if site.has_logged(&format!("{work} ended")) {
             return;
         }
         site.kill();
         look(site);
         site.start(Start::Plain);
     }
-}
-
-/// Waits until the running process has taken up the job; false when there is none left.
-fn job_went_on(site: &mut Site, backup: &Backup) -> bool {
-    let mut looks = 0;
-    site.wait_for("a job goes on", |site| {
-        looks += 1;
-        let went_on = |event: &Value| {
-            message(event).contains(&backup.item) && message(event).contains("begins or goes on")
-        };
-        if site.log().iter().any(went_on) {
-            return Some(true);
-        }
-        let is_idle = looks % 20 == 0 && site.is_idle(backup);
-        is_idle.then_some(false)
-    })
 }
 
 /// What a restore that was cut off leaves behind.
@@ -262,53 +253,65 @@ fn assert_that_all_restore(site: &mut Site, backups: &[Backup]) {
 }
 
 /// A process that owns its state directory is its own successor: while it was paused its
-/// lease ran out, and another attempt takes the job before the first one moves again.
+/// lease ran out, and another attempt takes the job from the first. A beat and the look for
+/// such jobs are due at once when it wakes, and whichever comes first is right; so this is
+/// tried until it was the look.
 #[test]
 fn a_mover_paused_past_its_lease_writes_nothing_after_its_successor_began() {
     let mut site = Site::new();
     site.start(Start::Plain);
     let backup = site.protect();
     site.wait_until_available(&backup);
-    site.put_disks(&Disks::of_noise(3));
-    let files = |site: &Site| [site.system_disk(), site.data_disk()].map(|path| fs::read(path).unwrap());
-    let before = files(&site);
-    site.restart(Start::HaltAt("restore.marked"));
-    let restore = site.restore(&backup);
-    site.wait_until_halted();
-    let first = fences(&site)[0];
-
-    pause_until_another_takes_over(&mut site, first);
-
-    // The first attempt still has the disks open for writing. It goes on, and lets go.
-    site.release();
-    let let_go = site.log_line("let go of a job");
-    assert_eq!(let_go["job.fence"], first);
-    // The second attempt gets them now, and halts before its first write.
-    site.wait_until_halted();
-    assert!(files(&site) == before, "the paused mover wrote on");
-    assert_eq!(site.restore_status(&restore), "in_progress");
-
-    site.release();
-    site.wait_until_restored(&backup, &restore);
+    let was_taken_over = (0..10).any(|_| {
+        site.put_disks(&Disks::of_noise(3));
+        restore_with_a_pause(&mut site, &backup) == Woken::TakenOver
+    });
+    assert!(was_taken_over, "the lease never ran out");
     site.assert_clean(&[&backup]);
     site.assert_sound_to_the_last_byte();
 }
 
-/// A beat and the look for jobs whose lease is over are due at the same time when a paused
-/// process wakes, and whichever is first is right. Pauses until it was the look.
-fn pause_until_another_takes_over(site: &mut Site, first: u64) {
-    for _ in 0..10 {
-        // Between the last beat before a look for jobs and that look.
-        std::thread::sleep(Duration::from_millis(4500));
-        site.signal(Signal::SIGSTOP);
-        std::thread::sleep(Duration::from_secs(LEASE_SECS + 1));
-        site.signal(Signal::SIGCONT);
-        std::thread::sleep(Duration::from_millis(500));
-        if fences(site).iter().any(|fence| *fence > first) {
-            return;
+/// What a paused attempt met when it woke.
+#[derive(Debug, PartialEq, Eq)]
+enum Woken {
+    /// Its beat was heard in time, and it went on.
+    InTime,
+    /// Its job had been taken over.
+    TakenOver,
+}
+
+fn restore_with_a_pause(site: &mut Site, backup: &Backup) -> Woken {
+    let disk_files =
+        |site: &Site| [site.system_disk(), site.data_disk()].map(|path| fs::read(path).unwrap());
+    let before = disk_files(site);
+    site.restart(Start::HaltAt("restore.marked"));
+    let restore = site.restore(backup);
+    site.wait_until_halted();
+    let first = fences(site)[0];
+
+    // After the beats at two and four seconds, before the look at five.
+    std::thread::sleep(Duration::from_millis(4500));
+    site.signal(Signal::SIGSTOP);
+    std::thread::sleep(Duration::from_secs(LEASE_SECS));
+    site.signal(Signal::SIGCONT);
+    std::thread::sleep(Duration::from_millis(500));
+    // The first attempt moves again. Its successor will halt before it writes.
+    site.release();
+    let woken = site.wait_for("the first attempt has ended", |site| {
+        if site.is_halted() {
+            return Some(Woken::TakenOver);
         }
+        (site.item(backup).status == "available").then_some(Woken::InTime)
+    });
+    if woken == Woken::TakenOver {
+        assert_eq!(site.log_line("let go of a job")["job.fence"], first);
+        assert!(fences(site).last().is_some_and(|last| *last > first));
+        assert!(disk_files(site) == before, "the paused mover wrote on");
+        assert_eq!(site.restore_status(&restore), "in_progress");
+        site.release();
     }
-    panic!("the lease never ran out: {:?}", site.log());
+    site.wait_until_restored(backup, &restore);
+    woken
 }
 
 /// The fences of the attempts that began in the running process.

@@ -213,3 +213,23 @@ fn a_recovery_kit_needs_neither_service_nor_catalogue_and_overwrites_nothing() {
     assert_eq!(not_private(nowhere.path()).iter().filter(|p| p.contains("kit")).count(), 0);
     assert!(!make().status.success());
 }
+
+/// The catalogue is lost, the repository and the service key are not.
+#[test]
+fn a_lost_catalogue_is_rebuilt_from_the_repository() {
+    let (dir, _) = demo();
+    let project = fs::read_dir(dir.join("repositories")).unwrap().next().unwrap().unwrap();
+    let project = project.file_name().into_string().unwrap();
+    let config = fs::read_to_string(dir.join("kedge.toml")).unwrap();
+    let nowhere = tempfile::tempdir().unwrap();
+    let moved = config.replace(
+        dir.join("state").to_str().unwrap(),
+        nowhere.path().join("state").to_str().unwrap(),
+    );
+    let config = nowhere.path().join("kedge.toml");
+    fs::write(&config, moved).unwrap();
+    let adopt =
+        || run(["repo", "adopt", "--config", config.to_str().unwrap(), "--project", &project]);
+    assert_eq!(stdout(&adopt()), "4 backups adopted\n");
+    assert_eq!(stdout(&adopt()), "0 backups adopted\n", "a second time");
+}

@@ -5,7 +5,8 @@ use std::fs;
 use crate::site::{Site, Start, message};
 
 /// A path upwards, an absolute one, a forged log line, a terminal code, a tag separator.
-const NAME: &str = "../../../../tmp/kedge-was-here\n{\"message\":\"forged\"}\u{1b}]0;owned\u{7}\u{1b}[31m,/etc\r";
+const NAME: &str =
+    "../../../../tmp/kedge-was-here\n{\"message\":\"forged\"}\u{1b}]0;owned\u{7}\u{1b}[31m,/etc\r";
 
 #[test]
 fn names_of_servers_and_disks_become_neither_paths_nor_escapes() {
@@ -27,7 +28,7 @@ fn names_of_servers_and_disks_become_neither_paths_nor_escapes() {
     let below = target.path().join("below");
     site.restic(&["restore", "latest", "--target", below.to_str().unwrap()]);
     let written: Vec<_> = fs::read_dir(target.path()).unwrap().map(|e| e.unwrap().path()).collect();
-    assert_eq!(written, [below.clone()]);
+    assert_eq!(written, std::slice::from_ref(&below));
     assert!(!fs::exists("/tmp/kedge-was-here").unwrap());
     let folders: Vec<_> = fs::read_dir(&below)
         .unwrap()

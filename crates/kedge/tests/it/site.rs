@@ -135,10 +135,6 @@ impl Site {
         };
         fs::create_dir_all(site.server_dir()).unwrap();
         fs::write(site.server_dir().join("server.toml"), declaration()).unwrap();
-        fs::create_dir_all(site.repository()).unwrap(); // WORKAROUND
-        for dir in [site.path("state"), site.path("state/repositories"), site.repository()] {
-            fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap(); // WORKAROUND
-        }
         site.write_config();
         site.write_users();
         site.put_disks(&Disks::of(1));
@@ -255,10 +251,13 @@ impl Site {
         self.path("halted")
     }
 
+    pub(crate) fn is_halted(&self) -> bool {
+        self.halt_file().exists()
+    }
+
     /// Waits until a job has come to the point where it halts.
     pub(crate) fn wait_until_halted(&mut self) {
-        let file = self.halt_file();
-        self.wait_for("a job halts", |_| file.exists().then_some(()));
+        self.wait_for("a job halts", |site| site.is_halted().then_some(()));
     }
 
     /// Lets a halted job go on.
@@ -305,6 +304,19 @@ impl Site {
     /// The whole log as it lies there.
     pub(crate) fn log_bytes(&self) -> Vec<u8> {
         fs::read(self.path("log")).unwrap()
+    }
+
+    /// Whether any process of this site has logged this.
+    pub(crate) fn has_logged(&self, part: &str) -> bool {
+        fs::read_to_string(self.path("log")).unwrap().contains(part)
+    }
+
+    /// How often a process found a job that a dead one had been running.
+    pub(crate) fn takeovers(&self) -> u32 {
+        let log = fs::read_to_string(self.path("log")).unwrap();
+        let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let opened = events.filter(|event| message(event) == "the catalogue is open");
+        opened.map(|event| u32::try_from(event["jobs"].as_u64().unwrap()).unwrap()).sum()
     }
 
     fn log_tail(&self) -> String {
@@ -428,12 +440,6 @@ impl Site {
 
     pub(crate) fn item(&mut self, backup: &Backup) -> CheckpointItem {
         self.call(async |client| client.get_item(&backup.item).await)
-    }
-
-    /// Whether no job of the backup is left.
-    pub(crate) fn is_idle(&mut self, backup: &Backup) -> bool {
-        let item = self.items().into_iter().find(|item| item.id == backup.item);
-        item.is_none_or(|item| matches!(&*item.status, "available" | "error"))
     }
 
     pub(crate) fn restore_status(&mut self, restore: &str) -> String {

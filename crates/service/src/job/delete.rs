@@ -5,7 +5,7 @@ use kedge_core::ids::ItemId;
 use kedge_core::job::{DeleteState, Work};
 use kedge_engine::Gate;
 
-use super::item_tag;
+use super::{item_tag, session};
 use crate::attempt::{Attempt, Trouble};
 use crate::repositories::{RepositoryError, blocking};
 
@@ -40,19 +40,24 @@ pub(crate) async fn step(
     }
 }
 
-/// By tag, not by the row's reference: a failed backup may have left a snapshot that no
-/// row names.
+/// By tag as well as by the row's reference: a failed backup may have left a snapshot that
+/// no row names, and a damaged snapshot no longer tells its tag. Under a lock object, so
+/// that it waits for an outsider's exclusive work.
 async fn remove_snapshots(attempt: &Attempt, item: &ItemId) -> Result<(), Trouble> {
+    let named = super::item(attempt, item).await?.snapshot;
     let repository = match attempt.parts.repositories.get(&attempt.job.project_id).await {
         Ok(repository) => repository,
         Err(RepositoryError::None) => return Ok(()),
         Err(error) => return Err(attempt.trouble(error)),
     };
+    let _session = session(attempt, &repository).await?;
     let (lease, tag) = (attempt.lease.clone(), item_tag(item));
     blocking(move || {
-        for snapshot in repository.find_snapshots_by_tag(&tag)? {
+        let tagged = repository.find_snapshots_by_tag(&tag)?.into_iter().map(|found| found.id);
+        let named = named.and_then(|named| named.snapshot.parse().ok());
+        for id in tagged.chain(named) {
             lease.may_write()?;
-            repository.delete_snapshot(snapshot.id)?;
+            repository.delete_snapshot(id)?;
         }
         Ok(())
     })

@@ -14,13 +14,13 @@ use kedge_core::ids::{CheckpointId, ItemId};
 use kedge_core::job::{ProtectResult, ProtectState, Work};
 use kedge_core::ports::ServerRef;
 use kedge_core::protect::{self, Question};
-use kedge_core::resource::SERVER_TYPE;
+use kedge_core::resource::{SERVER_TYPE, Volume};
 use kedge_core::time::Timestamp;
 use kedge_engine::{
     EngineError, Session, SnapshotMeta, SnapshotView, StoreOptions, TreeId, VolumeView,
 };
 
-use super::{cloud_name, item, item_tag, source_of};
+use super::{freeze_prefix, item, item_tag, session, source_of};
 use crate::adapt::DiskSource;
 use crate::attempt::{Attempt, Trouble};
 use crate::facts::Asker;
@@ -41,16 +41,17 @@ pub(crate) async fn step(
     let of = source_of(&item);
     match state {
         ProtectState::Start => start(attempt, work, &item, &of).await,
-        ProtectState::Snapshotted { protected_at } => {
+        ProtectState::Snapshotted { name, protected_at } => {
             let checkpoint = record(attempt, checkpoint).await?;
-            store(attempt, work, &checkpoint, &item, &of, *protected_at).await
+            let freeze = Freeze { of: &of, name, protected_at: *protected_at };
+            store(attempt, work, &checkpoint, &item, &freeze).await
         }
         ProtectState::Stored { protected_at, tree, volumes } => {
             let stored = Stored { protected_at: *protected_at, tree, volumes };
             finish(attempt, work, &item, &stored).await
         }
-        ProtectState::Recorded => release(attempt, work, &item, &of).await,
-        ProtectState::Undo { fault } => undo(attempt, work, &item, &of, fault).await,
+        ProtectState::Recorded => release(attempt, work, &item).await,
+        ProtectState::Undo { fault } => undo(attempt, work, &item, fault).await,
         ProtectState::Done => Ok(work.clone()),
     }
 }
@@ -69,6 +70,14 @@ async fn record(attempt: &Attempt, id: &CheckpointId) -> Result<Checkpoint, Trou
     found.ok_or_else(|| Trouble::Fault(format!("bug: a job works on {id}, which is not there")))
 }
 
+/// The server's disks at one moment.
+#[derive(Clone, Copy)]
+struct Freeze<'a> {
+    of: &'a ServerRef,
+    name: &'a str,
+    protected_at: Timestamp,
+}
+
 /// Freezes the disks, after asking the rules once more: the server may have changed since
 /// the backup was admitted.
 async fn start(
@@ -78,7 +87,7 @@ async fn start(
     of: &ServerRef,
 ) -> Result<Work, Trouble> {
     let parts = &attempt.parts;
-    let question = Question {
+    let mut question = Question {
         server: of.server.clone(),
         resource_type: SERVER_TYPE.to_owned(),
         excluded: Vec::new(),
@@ -88,27 +97,48 @@ async fn start(
     let asker = Asker::Job(&attempt.job.id);
     let facts = parts.gather_protect(&of.project, questions, asker, time).await?;
     let facts = facts.first().ok_or_else(|| Trouble::Fault("bug: no facts".to_owned()))?;
-    let plan = protect::plan(&question, facts, &parts.settings.protect);
-    let attached = plan.map_err(Trouble::from)?.server.volumes;
+    // Disks that were left out, or came later, are nobody's business here.
+    let wanted = |volume: &Volume| item.volumes.iter().any(|b| b.source_volume_id == volume.id);
+    let seen = facts.server.seen().map(|server| server.volumes.as_slice()).unwrap_or_default();
+    question.excluded = seen.iter().filter(|v| !wanted(v)).map(|v| v.id.clone()).collect();
+    let plan = protect::plan(&question, facts, &parts.settings.protect).map_err(Trouble::from)?;
     for backup in &item.volumes {
-        let now = attached.iter().find(|volume| volume.id == backup.source_volume_id);
-        if now.is_none_or(|volume| volume.size_bytes != backup.source_size_bytes) {
+        let volume = plan.server.volumes.iter().find(|v| v.id == backup.source_volume_id);
+        if volume.is_none_or(|volume| !is_as_admitted(backup, volume)) {
             let id = &backup.source_volume_id;
-            return Err(Trouble::Fault(format!("disk {id} was detached or resized meanwhile")));
+            return Err(Trouble::Fault(format!("disk {id} was detached or changed meanwhile")));
         }
     }
+    release_freezes(attempt, item).await?;
     attempt.may_write()?;
-    let name = cloud_name(&item.id);
-    // A freeze that an earlier attempt left has a moment nobody noted.
-    parts.cloud.delete_snapshots(of, &name).await?;
+    let name = format!("{}{}", freeze_prefix(&item.id), attempt.job.fence);
     let volumes: Vec<_> = item.volumes.iter().map(|v| v.source_volume_id.clone()).collect();
+    // Taken before: whatever was written up to this moment is in the backup.
+    let protected_at = parts.clock.now();
     parts.cloud.create_snapshots(of, &volumes, &name).await?;
     attempt.at("protect.frozen");
-    let now = parts.clock.now();
-    let next = at(work, ProtectState::Snapshotted { protected_at: now });
-    parts.store.save_state(&attempt.job, &next, now).await?;
+    let next = at(work, ProtectState::Snapshotted { name, protected_at });
+    parts.store.save_state(&attempt.job, &next, parts.clock.now()).await?;
     attempt.at("protect.frozen_saved");
     Ok(next)
+}
+
+/// Whether a disk is what the item's record says of it.
+fn is_as_admitted(backup: &VolumeBackup, volume: &Volume) -> bool {
+    (volume.size_bytes, volume.role, volume.encryption)
+        == (backup.source_size_bytes, backup.role, backup.encryption)
+}
+
+/// Releases every freeze made for the item, whoever made it: one of an earlier attempt
+/// stands for a moment nobody noted.
+async fn release_freezes(attempt: &Attempt, item: &Item) -> Result<(), Trouble> {
+    let (cloud, prefix) = (&attempt.parts.cloud, freeze_prefix(&item.id));
+    let ours = cloud.list_snapshots().await?;
+    for (of, name) in ours.into_iter().filter(|(_, name)| name.starts_with(&prefix)) {
+        attempt.may_finish()?;
+        cloud.delete_snapshots(&of, &name).await?;
+    }
+    Ok(())
 }
 
 /// A refusal that only says "not now" is tried again; a no is final.
@@ -146,11 +176,10 @@ async fn store(
     work: &Work,
     checkpoint: &Checkpoint,
     item: &Item,
-    of: &ServerRef,
-    protected_at: Timestamp,
+    freeze: &Freeze<'_>,
 ) -> Result<Work, Trouble> {
     let parts = &attempt.parts;
-    let repository = parts.repositories.get_or_create(&of.project).await;
+    let repository = parts.repositories.get_or_create(&item.project_id).await;
     let repository = repository.map_err(|error| attempt.trouble(error))?;
     let session = session(attempt, &repository).await?;
     let parent = find_parent(attempt, item, &repository).await?;
@@ -158,15 +187,18 @@ async fn store(
     let mut stored = Vec::new();
     let mut subtrees = Vec::new();
     for backup in &item.volumes {
-        let (volume, subtree) =
-            store_volume(attempt, of, item, backup, parent.as_ref(), &session, protected_at)
-                .await?;
+        let one = store_volume(attempt, freeze, backup, parent.as_ref(), &session).await;
+        let (volume, subtree) = match one {
+            Ok(stored) => stored,
+            Err(trouble) => return Err(moment_or(attempt, freeze, trouble).await),
+        };
         attempt.at("protect.volume_stored");
         subtrees.push((volume.folder.clone(), subtree));
         stored.push(volume);
     }
     drop(parent);
-    parts.cloud.confirm_snapshots(of, &cloud_name(&item.id)).await?;
+    parts.cloud.confirm_snapshots(freeze.of, freeze.name).await?;
+    let protected_at = freeze.protected_at;
     let about = manifest::Stored {
         protected_at,
         stored_at: parts.clock.now(),
@@ -184,37 +216,24 @@ async fn store(
     Ok(next)
 }
 
+/// A disk that cannot be read may have changed under the freeze: then trying to read it
+/// again is vain, and the backup begins again.
+async fn moment_or(attempt: &Attempt, freeze: &Freeze<'_>, trouble: Trouble) -> Trouble {
+    match trouble {
+        Trouble::Retry(_) | Trouble::Fault(_) => {
+            let confirmed = attempt.parts.cloud.confirm_snapshots(freeze.of, freeze.name).await;
+            match confirmed.map_err(Trouble::from) {
+                Err(lost @ Trouble::MomentLost(_)) => lost,
+                Ok(()) | Err(_) => trouble,
+            }
+        }
+        other => other,
+    }
+}
+
 fn method(volumes: &[StoredVolume]) -> Method {
     let incremental = volumes.iter().any(|volume| volume.method == Method::Incremental);
     if incremental { Method::Incremental } else { Method::Full }
-}
-
-/// The right to write into the repository, marked by a lock object that is named after the
-/// job: what a dead attempt left is found and removed.
-async fn session(
-    attempt: &Attempt,
-    repository: &SharedRepository,
-) -> Result<Arc<Session>, Trouble> {
-    if let Some(session) = attempt.session() {
-        return Ok(session);
-    }
-    attempt.may_write()?;
-    let (repository, gate) = (repository.clone(), attempt.lease.clone());
-    let (name, cancel) = (session_name(attempt), attempt.stop.clone());
-    let now = engine_time(attempt.parts.clock.now());
-    let session = blocking(move || {
-        repository.remove_session_locks(&name)?;
-        repository.begin_session(&name, now, gate, cancel)
-    })
-    .await
-    .map_err(|error| attempt.trouble(error))?;
-    let session = Arc::new(session);
-    attempt.keep_session(session.clone());
-    Ok(session)
-}
-
-fn session_name(attempt: &Attempt) -> String {
-    format!("{}{}", super::SESSION_PREFIX, attempt.job.id)
 }
 
 /// The server's newest backup that is there to build on. Nothing that is wrong with it
@@ -244,12 +263,10 @@ async fn find_parent(
 
 async fn store_volume(
     attempt: &Attempt,
-    of: &ServerRef,
-    item: &Item,
+    freeze: &Freeze<'_>,
     backup: &VolumeBackup,
     parent: Option<&Parent>,
     session: &Arc<Session>,
-    protected_at: Timestamp,
 ) -> Result<(StoredVolume, TreeId), Trouble> {
     let started = attempt.parts.clock.monotonic();
     let (mut view, mut since) = match parent.and_then(|parent| parent.volume(backup)) {
@@ -261,10 +278,9 @@ async fn store_volume(
         since = None;
     }
     loop {
-        let name = cloud_name(&item.id);
-        let volume = &backup.source_volume_id;
-        let open = attempt.parts.cloud.open_snapshot(of, &name, volume, since.as_ref()).await?;
-        let options = store_options(attempt, protected_at);
+        let (cloud, volume) = (&attempt.parts.cloud, &backup.source_volume_id);
+        let open = cloud.open_snapshot(freeze.of, freeze.name, volume, since.as_ref()).await?;
+        let options = store_options(attempt, freeze.protected_at);
         let (session, parent) = (session.clone(), view.clone());
         let (source, meter) = (DiskSource::whole(open.reader), attempt.meter.clone());
         if kedge_engine::Source::size_bytes(&source) != backup.source_size_bytes {
@@ -415,14 +431,8 @@ fn snapshot_meta(item: &Item, tree: TreeId, stored: &Stored<'_>) -> SnapshotMeta
     }
 }
 
-async fn release(
-    attempt: &Attempt,
-    work: &Work,
-    item: &Item,
-    of: &ServerRef,
-) -> Result<Work, Trouble> {
-    attempt.may_finish()?;
-    attempt.parts.cloud.delete_snapshots(of, &cloud_name(&item.id)).await?;
+async fn release(attempt: &Attempt, work: &Work, item: &Item) -> Result<Work, Trouble> {
+    release_freezes(attempt, item).await?;
     attempt.at("protect.released");
     let done = at(work, ProtectState::Done);
     attempt.parts.store.save_state(&attempt.job, &done, attempt.parts.clock.now()).await?;
@@ -431,17 +441,13 @@ async fn release(
 
 /// What cannot be released now is left to the reconciler: an item must not hang because a
 /// cloud does.
-async fn undo(
-    attempt: &Attempt,
-    work: &Work,
-    item: &Item,
-    of: &ServerRef,
-    fault: &Fault,
-) -> Result<Work, Trouble> {
-    if attempt.may_finish().is_ok()
-        && let Err(error) = attempt.parts.cloud.delete_snapshots(of, &cloud_name(&item.id)).await
-    {
-        tracing::warn!(item.id = %item.id, "snapshots of {} are left to the reconciler: {error}", item.id);
+async fn undo(attempt: &Attempt, work: &Work, item: &Item, fault: &Fault) -> Result<Work, Trouble> {
+    match release_freezes(attempt, item).await {
+        Ok(()) => {}
+        Err(lost @ Trouble::Stopped(_)) => return Err(lost),
+        Err(trouble) => {
+            tracing::warn!(item.id = %item.id, "snapshots of {} are left to the reconciler: {trouble:?}", item.id);
+        }
     }
     let done = at(work, ProtectState::Done);
     let now = attempt.parts.clock.now();

@@ -12,12 +12,13 @@ use kedge_core::checkpoint::Fault;
 use kedge_core::fact::Fact;
 use kedge_core::ids::{ItemId, RestoreId, VolumeBackupId};
 use kedge_core::job::{RestoreState, WasRunning, Work};
-use kedge_core::ports::{DiskWriter, ServerRef};
+use kedge_core::ports::{CloudError, CloudErrorKind, DiskWriter, ServerRef};
 use kedge_core::resource::{SERVER_TYPE, ServerStatus};
 use kedge_core::restore::{self, Mapping, Question, RestorePlan, VolumeWrite};
-use kedge_engine::{ReadOptions, SnapshotView};
+use kedge_engine::{EngineError, ReadOptions, VolumeView};
 use kedge_store::{PowerOn, Restore};
 
+use super::session;
 use crate::adapt::{DiskSink, DiskSource};
 use crate::attempt::{Attempt, Trouble};
 use crate::facts::Asker;
@@ -105,11 +106,13 @@ impl Run<'_> {
         self.attempt.may_write()?;
         cloud.lock_server(self.of, &self.holder()).await?;
         self.attempt.at("restore.locked");
-        let planned = self.plan().await;
-        let (_, status) = match planned {
+        let (_, status) = match self.plan().await {
             Ok(planned) => planned,
             Err(trouble) => {
-                self.unlock().await;
+                // Not if the lease is gone: the lock is then the successor's.
+                if self.attempt.may_finish().is_ok() {
+                    self.unlock().await;
+                }
                 return Err(trouble);
             }
         };
@@ -120,25 +123,31 @@ impl Run<'_> {
         self.save(RestoreState::Writing { done: Vec::new(), was_running }).await
     }
 
+    /// Everything that can be found wrong with the backup is, before the server is stopped.
     async fn write(
         &self,
         done: &[VolumeBackupId],
         was_running: WasRunning,
     ) -> Result<Work, Trouble> {
         let cloud = &self.attempt.parts.cloud;
+        self.attempt.may_write()?;
+        cloud.lock_server(self.of, &self.holder()).await?;
         let (plan, _) = self.plan().await?;
+        let repository = self.attempt.parts.repositories.get(&self.of.project).await;
+        let repository = repository.map_err(|error| self.attempt.trouble(error))?;
+        let _session = session(self.attempt, &repository).await?;
+        let left: Vec<_> = plan.writes.iter().filter(|w| !done.contains(&w.backup)).collect();
+        let volumes = self.open_backup(&repository, &plan, &left).await?;
         self.attempt.may_write()?;
         cloud.stop_server(self.of).await?;
         self.attempt.at("restore.stopped");
-        let (repository, view) = self.open_backup(&plan).await?;
-        let left: Vec<_> = plan.writes.iter().filter(|w| !done.contains(&w.backup)).collect();
         let writers = self.open_all(&left).await?;
         self.attempt.at("restore.marked");
         // Each byte counts twice: written, then read back.
         self.attempt.meter.begin(left.iter().map(|write| write.size_bytes * 2).sum());
         let mut done = done.to_vec();
-        for (write, writer) in left.into_iter().zip(writers) {
-            self.write_volume(&repository, &view, write, writer).await?;
+        for ((write, volume), writer) in left.into_iter().zip(volumes).zip(writers) {
+            self.write_volume(&repository, volume, write, writer).await?;
             self.attempt.at("restore.read_back");
             done.push(write.backup.clone());
             self.save(RestoreState::Writing { done: done.clone(), was_running }).await?;
@@ -146,31 +155,45 @@ impl Run<'_> {
         self.save(RestoreState::Written).await
     }
 
+    /// The content lists of the volumes to write, each of its disk's size and of blobs that
+    /// the index knows.
     async fn open_backup(
         &self,
+        repository: &SharedRepository,
         plan: &RestorePlan,
-    ) -> Result<(SharedRepository, Arc<SnapshotView>), Trouble> {
-        let repository = self.attempt.parts.repositories.get(&self.of.project).await;
-        let repository = repository.map_err(|error| self.attempt.trouble(error))?;
+        writes: &[&VolumeWrite],
+    ) -> Result<Vec<Arc<VolumeView>>, Trouble> {
         let id = plan
             .snapshot
             .snapshot
             .parse()
             .map_err(|_| Trouble::Fault(format!("bug: {:?} is no snapshot", plan.snapshot)))?;
+        let wanted: Vec<_> =
+            writes.iter().map(|write| (write.folder.clone(), write.size_bytes)).collect();
         let shared = repository.clone();
-        let view = blocking(move || {
-            shared.refresh()?;
-            shared.open_snapshot(id)
+        blocking(move || {
+            let view = shared.open_snapshot(id)?;
+            let open = |(folder, size_bytes): (String, u64)| {
+                let volume = view.volume(&folder)?;
+                if volume.size_bytes() != size_bytes {
+                    return Err(EngineError::Damaged {
+                        object: format!("snapshot {id}"),
+                        what: format!("{folder} has not the size of its disk"),
+                    });
+                }
+                shared.require_known_blobs(&volume)?;
+                Ok(Arc::new(volume))
+            };
+            wanted.into_iter().map(open).collect()
         })
         .await
-        .map_err(|error| self.attempt.trouble(error))?;
-        Ok((repository, Arc::new(view)))
+        .map_err(|error| self.attempt.trouble(error))
     }
 
     /// Opens, and thereby marks, every destination before the first byte is written: a
     /// server with one disk restored and one not is as unusable as one with half a disk.
     async fn open_all(&self, writes: &[&VolumeWrite]) -> Result<Vec<Arc<dyn DiskWriter>>, Trouble> {
-        let mark = format!("restore {} of backup {}", self.record.id, self.item);
+        let mark = self.mark();
         let mut writers = Vec::with_capacity(writes.len());
         for write in writes {
             self.attempt.may_write()?;
@@ -183,22 +206,18 @@ impl Run<'_> {
     async fn write_volume(
         &self,
         repository: &SharedRepository,
-        view: &Arc<SnapshotView>,
+        volume: Arc<VolumeView>,
         write: &VolumeWrite,
         writer: Arc<dyn DiskWriter>,
     ) -> Result<(), Trouble> {
         let attempt = self.attempt;
         let options = ReadOptions { threads: THREADS, cancel: attempt.stop.clone() };
-        let (shared, view, folder) = (repository.clone(), view.clone(), write.folder.clone());
         let (lease, meter) = (attempt.lease.clone(), attempt.meter.clone());
+        let (shared, backup) = (repository.clone(), volume.clone());
         let (sink, reading) = (DiskSink(writer.clone()), options.clone());
-        let volume = blocking(move || {
-            let volume = view.volume(&folder)?;
-            shared.restore_volume(&volume, &sink, &*lease, &reading, &*meter)?;
-            Ok(volume)
-        })
-        .await
-        .map_err(|error| attempt.trouble(error))?;
+        blocking(move || shared.restore_volume(&backup, &sink, &*lease, &reading, &*meter))
+            .await
+            .map_err(|error| attempt.trouble(error))?;
         attempt.at("restore.written");
         attempt.may_write()?;
         tokio::task::spawn_blocking(move || writer.finish())
@@ -207,8 +226,8 @@ impl Run<'_> {
         attempt.at("restore.finished");
         let cloud = &attempt.parts.cloud;
         let reader = cloud.open_for_read_back(self.of, &write.volume).await?;
-        let (source, shared) = (DiskSource::first(reader, write.size_bytes), repository.clone());
-        let meter = attempt.meter.clone();
+        let source = DiskSource::first(reader, write.size_bytes);
+        let (shared, meter) = (repository.clone(), attempt.meter.clone());
         blocking(move || shared.compare_volume(&volume, &source, &options, &*meter))
             .await
             .map_err(|error| attempt.trouble(error))?;
@@ -216,22 +235,29 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// What the destinations are marked with while they are half written.
+    fn mark(&self) -> String {
+        format!("restore {} of backup {}", self.record.id, self.item)
+    }
+
     async fn finish(&self) -> Result<Work, Trouble> {
-        let parts = &self.attempt.parts;
-        self.attempt.may_finish()?;
+        let (attempt, parts) = (self.attempt, &self.attempt.parts);
         for pair in &self.record.pairs {
-            parts.cloud.clear_mark(self.of, &pair.volume).await?;
+            attempt.may_finish()?;
+            parts.cloud.clear_mark(self.of, &pair.volume, &self.mark()).await?;
         }
-        self.attempt.at("restore.unmarked");
+        attempt.at("restore.unmarked");
+        attempt.may_finish()?;
         parts.cloud.unlock_server(self.of, &self.holder()).await?;
-        self.attempt.at("restore.unlocked");
+        attempt.at("restore.unlocked");
+        attempt.may_finish()?;
         match self.record.power_on {
-            PowerOn::Yes => parts.cloud.start_server(self.of).await?,
+            PowerOn::Yes => parts.cloud.start_server(self.of).await.map_err(not_started)?,
             PowerOn::No => {}
         }
-        self.attempt.at("restore.started");
+        attempt.at("restore.started");
         let done = self.at(RestoreState::Done);
-        parts.store.finish_restore(&self.attempt.job, &done, parts.clock.now()).await?;
+        parts.store.finish_restore(&attempt.job, &done, parts.clock.now()).await?;
         Ok(done)
     }
 
@@ -239,33 +265,33 @@ impl Run<'_> {
     /// lock goes, so that the next restore can take it. The cloud's marks tell which it
     /// is: they were durable before the first byte, and survive us.
     async fn undo(&self, fault: &Fault, was_running: WasRunning) -> Result<Work, Trouble> {
-        let parts = &self.attempt.parts;
-        let marks = parts.cloud.list_marks(self.of).await;
-        let untouched = marks.is_ok_and(|marks| marks.is_empty());
-        if self.attempt.may_finish().is_ok() {
-            self.unlock().await;
-            if untouched
-                && was_running == WasRunning::Yes
-                && let Err(error) = parts.cloud.start_server(self.of).await
-            {
-                tracing::warn!(server.id = %self.of.server, "server {} was not started again: {error}", self.of.server);
+        let (attempt, parts) = (self.attempt, &self.attempt.parts);
+        let marks = match parts.cloud.list_marks(self.of).await {
+            Ok(marks) => marks,
+            Err(error) if error.kind == CloudErrorKind::Permanent => Vec::new(),
+            Err(error) => return Err(error.into()),
+        };
+        attempt.may_finish()?;
+        self.unlock().await;
+        let mut fault = fault.clone();
+        if !marks.is_empty() {
+            fault.reason += &format!(
+                ". Server {} is half written and stays stopped; restore to it again \
+                 (POST /restores) to make it whole",
+                self.of.server
+            );
+        } else if was_running == WasRunning::Yes {
+            attempt.may_finish()?;
+            if let Err(error) = parts.cloud.start_server(self.of).await {
+                fault.reason += &format!(
+                    ". Nothing was written, but server {} could not be started again: {error}",
+                    self.of.server
+                );
             }
         }
-        let fault = if untouched { fault.clone() } else { self.half_written(fault) };
         let done = self.at(RestoreState::Done);
-        parts.store.fail_restore(&self.attempt.job, &fault, &done, parts.clock.now()).await?;
+        parts.store.fail_restore(&attempt.job, &fault, &done, parts.clock.now()).await?;
         Ok(done)
-    }
-
-    fn half_written(&self, fault: &Fault) -> Fault {
-        Fault {
-            reason: format!(
-                "{}. Server {} is half written and stays stopped; restore to it again \
-                 (POST /restores) to make it whole",
-                fault.reason, self.of.server
-            ),
-            ..fault.clone()
-        }
     }
 
     async fn unlock(&self) {
@@ -274,4 +300,11 @@ impl Run<'_> {
             tracing::warn!(server.id = %self.of.server, "server {} stays locked for now: {error}", self.of.server);
         }
     }
+}
+
+/// What a user must know when the last step fails.
+fn not_started(error: CloudError) -> CloudError {
+    let text =
+        format!("every byte was restored and read back, but the server did not start: {error}");
+    CloudError { text, ..error }
 }

@@ -7,7 +7,7 @@ use kedge_core::ids::{ItemId, ProjectId};
 use super::Reconciled;
 use crate::app::Parts;
 use crate::error::Error;
-use crate::job::{ITEM_TAG_PREFIX, SESSION_PREFIX};
+use crate::job::{ITEM_TAG_PREFIX, SESSION_PREFIX, session_name};
 use crate::repositories::{RepositoryError, blocking};
 
 pub(super) async fn remove(parts: &Parts, round: &mut Reconciled) -> Result<(), Error> {
@@ -28,15 +28,13 @@ async fn remove_in(
     let shared = repository.clone();
     // The repository is asked before the catalogue: what a job makes in between is then
     // known to be alive.
-    let (sessions, snapshots) =
-        blocking(move || Ok((shared.list_sessions()?, shared.list_snapshots()?))).await?;
-    let alive: HashSet<String> = parts
-        .store
-        .list_live_jobs()
-        .await?
-        .iter()
-        .map(|job| format!("{SESSION_PREFIX}{}", job.id))
-        .collect();
+    let (sessions, (snapshots, damaged)) =
+        blocking(move || Ok((shared.list_sessions()?, shared.survey_snapshots()?))).await?;
+    for damage in damaged {
+        tracing::error!(project.id = ?project, "{damage}");
+    }
+    let alive: HashSet<String> =
+        parts.store.list_live_jobs().await?.iter().map(|job| session_name(&job.id)).collect();
     for session in sessions {
         if session.starts_with(SESSION_PREFIX) && !alive.contains(&session) {
             let shared = repository.clone();

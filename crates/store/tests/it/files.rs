@@ -149,3 +149,27 @@ async fn a_file_that_is_no_database_and_a_row_that_is_no_value_are_named_as_dama
         }
     }
 }
+
+/// A job written by a later version, or damaged, must not keep all others from running.
+#[tokio::test]
+async fn a_job_nobody_can_read_stands_aside_for_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.db");
+    let store = Store::open(&path).await.unwrap();
+    accept(&store, 1).await;
+    accept(&store, 2).await;
+    store.close().await;
+    raw(&path, "UPDATE jobs SET work = '{}' WHERE id = (SELECT min(id) FROM jobs)").await;
+
+    let store = Store::open(&path).await.unwrap();
+    let mut claimed = Vec::new();
+    for _ in 0..3 {
+        claimed.push(store.claim_job("w", at(1_000), at(9_000)).await);
+    }
+    let unreadable = |claim: &Result<_, _>| matches!(claim, Err(StoreError::Corrupt(_)));
+    assert_eq!(claimed.iter().filter(|claim| unreadable(claim)).count(), 1, "{claimed:?}");
+    let read = |claim: &Result<Option<kedge_core::job::Job>, StoreError>| {
+        claim.as_ref().is_ok_and(|job| job.as_ref().is_some_and(|job| job.id == job_id(2)))
+    };
+    assert_eq!(claimed.iter().filter(|claim| read(claim)).count(), 1, "{claimed:?}");
+}

@@ -9,7 +9,10 @@ use kedge_store::{Heartbeat, JobCounts, Store, StoreError};
 use crate::fixture::*;
 
 fn snapshotted(number: u64) -> kedge_core::job::Work {
-    protect_work(number, ProtectState::Snapshotted { protected_at: at(7) })
+    protect_work(
+        number,
+        ProtectState::Snapshotted { name: "freeze".to_owned(), protected_at: at(7) },
+    )
 }
 
 #[tokio::test]

@@ -133,3 +133,23 @@ async fn a_record_is_rebuilt_from_the_repository_alone() {
         (&checkpoint.id, checkpoint.created_at, &checkpoint.plan_id, &checkpoint.plan_name)
     );
 }
+
+/// Repository and service key rebuild everything: the catalogue may be lost whole.
+#[tokio::test]
+async fn a_lost_catalogue_is_taken_from_the_repository_and_restores() {
+    let harness = Harness::new().await;
+    let content = disk(11, 2 * MIB);
+    let server = harness.add_server(&[&content]);
+    let item = back_up(&harness, &server).await;
+    scramble(&harness, &server);
+
+    let harness = harness.with_an_empty_catalogue().await;
+    let context = harness.context().await;
+    assert!(harness.app.get_item(&context, &item.id).await.is_err());
+    assert_eq!(harness.app.adopt_records(context.project()).await.unwrap(), 1);
+    assert_eq!(harness.app.adopt_records(context.project()).await.unwrap(), 0, "a second time");
+
+    begin_restore(&harness, &item, straight(&item, &server)).await.unwrap();
+    harness.run_jobs_to_their_end().await;
+    assert_eq!(contents(&harness, &server)[0], content);
+}

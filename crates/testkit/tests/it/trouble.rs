@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use kedge_cloud::sim::{SimCloud, SimOp, SimWrite};
 use kedge_core::ports::CloudError;
+use kedge_core::resource::StorageClass;
 use kedge_core::status::ItemStatus;
+use kedge_engine::{Backend as _, ObjectKind};
 use kedge_store::RestoreStatus;
 use kedge_testkit::Harness;
 
@@ -54,7 +56,7 @@ async fn a_backup_survives_every_call_failing_once() {
 
 #[tokio::test]
 async fn a_backup_that_cannot_be_made_ends_in_error_and_the_next_one_works() {
-    for op in PROTECT_CALLS {
+    for op in PROTECT_CALLS.into_iter().filter(|op| *op != SimOp::DeleteSnapshots) {
         let harness = Harness::new().await;
         let server = harness.add_server(&[&disk(2, MIB)]);
         let (_, id) = begin_backup(&harness, &server).await;
@@ -72,15 +74,142 @@ async fn a_backup_that_cannot_be_made_ends_in_error_and_the_next_one_works() {
 }
 
 #[tokio::test]
-async fn a_lost_moment_begins_the_backup_again() {
+async fn a_freeze_that_cannot_be_released_harms_no_backup_and_is_released_later() {
     let harness = Harness::new().await;
-    let server = harness.add_server(&[&disk(3, MIB)]);
+    let server = harness.add_server(&[&disk(2, MIB)]);
+    harness.cloud.fail_always(SimOp::DeleteSnapshots, CloudError::permanent("a broken cloud"));
+    assert_eq!(back_up(&harness, &server).await.status, ItemStatus::Available);
+    harness.cloud.clear_faults();
+    assert_eq!(harness.app.reconcile().await.cloud_released, 1);
+    assert_nothing_is_left(&harness).await;
+}
+
+#[tokio::test]
+async fn a_lost_moment_begins_the_backup_again() {
+    for noticed_by in [SimOp::OpenSnapshot, SimOp::ReadAt, SimOp::ConfirmSnapshots] {
+        let harness = Harness::new().await;
+        let content = disk(3, MIB);
+        let server = harness.add_server(&[&content]);
+        let (_, id) = begin_backup(&harness, &server).await;
+        let cloud = harness.cloud.clone();
+        let (lost, of) = (AtomicBool::new(false), server.id.clone());
+        harness.cloud.before(noticed_by, move || {
+            if !lost.swap(true, Ordering::SeqCst) {
+                cloud.lose_snapshots(&of);
+            }
+        });
+        harness.run_jobs_to_their_end().await;
+
+        let ended = item(&harness, &id).await;
+        assert_eq!(ended.status, ItemStatus::Available, "{noticed_by:?}: {:?}", ended.fault);
+        assert_eq!(harness.cloud.calls(SimOp::CreateSnapshots), 2, "{noticed_by:?}");
+        assert_nothing_is_left(&harness).await;
+    }
+}
+
+/// A holder that lost its job between two calls cannot touch what its successor froze.
+#[tokio::test]
+async fn a_late_holder_leaves_its_successors_freeze_alone() {
+    let harness = Harness::new().await;
+    let first = disk(20, MIB);
+    let server = harness.add_server(&[&first, &disk(21, MIB)]);
     let (_, id) = begin_backup(&harness, &server).await;
-    harness.cloud.fail_next(SimOp::ConfirmSnapshots, 1, CloudError::moment_lost("a write"));
+    // The first holder stands still past its lease just before it freezes.
+    let (clock, slept) = (harness.clock.clone(), AtomicBool::new(false));
+    harness.cloud.before(SimOp::CreateSnapshots, move || {
+        if !slept.swap(true, Ordering::SeqCst) {
+            clock.advance(Duration::from_secs(120));
+        }
+    });
     harness.run_jobs_to_their_end().await;
 
+    let ended = item(&harness, &id).await;
+    assert_eq!(ended.status, ItemStatus::Available, "{:?}", ended.fault);
+    assert_nothing_is_left(&harness).await;
+}
+
+/// What a job plans on must have been seen after it took its lock.
+#[tokio::test]
+async fn a_restore_does_not_plan_on_an_answer_from_before_its_lock() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(22, MIB)]);
+    let saved = back_up(&harness, &server).await;
+    let restore = begin_restore(&harness, &saved, straight(&saved, &server)).await.unwrap();
+    let (cloud, id) = (harness.cloud.clone(), server.id.clone());
+    harness.cloud.before(SimOp::LockServer, move || {
+        cloud.edit_server(&id, |server| server.volumes.clear());
+    });
+    harness.cloud.clear_write_log();
+    harness.run_jobs_to_their_end().await;
+
+    let ended = find_restore(&harness, &restore).await;
+    assert!(ended.reason.contains("CSBS.6020"), "{}", ended.reason);
+    let touched = |entry: &kedge_cloud::sim::WriteLogEntry| {
+        !matches!(entry.what, SimWrite::Locked { .. } | SimWrite::Unlocked { .. })
+    };
+    assert!(!harness.cloud.write_log().iter().any(touched));
+}
+
+/// A backup whose data is gone is found out before the server is stopped.
+#[tokio::test]
+async fn a_backup_without_its_index_stops_no_server() {
+    let harness = Harness::new().await;
+    let content = disk(23, MIB);
+    let server = harness.add_server(&[&content]);
+    let saved = back_up(&harness, &server).await;
+    let restore = begin_restore(&harness, &saved, straight(&saved, &server)).await.unwrap();
+    let store = harness.places.store_of(&saved.project_id);
+    for listed in store.list(ObjectKind::Index).unwrap() {
+        store.delete(&listed.name).unwrap();
+    }
+    let harness = harness.restarted().await;
+    harness.cloud.clear_write_log();
+    harness.run_jobs_to_their_end().await;
+
+    let ended = find_restore(&harness, &restore).await;
+    assert_eq!(ended.status, RestoreStatus::Fail);
+    let touched = |entry: &kedge_cloud::sim::WriteLogEntry| {
+        !matches!(entry.what, SimWrite::Locked { .. } | SimWrite::Unlocked { .. })
+    };
+    assert!(!harness.cloud.write_log().iter().any(touched), "{:?}", harness.cloud.write_log());
+    assert_eq!(contents(&harness, &server)[0], content);
+}
+
+/// Disks that were left out need not be fit for a backup.
+#[tokio::test]
+async fn a_server_is_backed_up_without_the_disk_that_cannot_be() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(24, MIB), &disk(25, MIB)]);
+    harness.cloud.edit_server(&server.id, |server| {
+        server.volumes[1].storage = StorageClass::Dedicated;
+    });
+    let context = harness.context().await;
+    let mut request = protect_request(&server, None);
+    request.excluded = vec![server.volumes[1].id.clone()];
+    let checkpoint = harness.app.protect(&context, request).await.unwrap();
+    harness.run_jobs_to_their_end().await;
+
+    let ended = item(&harness, &checkpoint.items[0].id).await;
+    assert_eq!(ended.status, ItemStatus::Available, "{:?}", ended.fault);
+    assert_eq!(ended.volumes.len(), 1);
+}
+
+/// A bug in an arrow costs one lease: nobody holds the server for ever.
+#[tokio::test]
+async fn a_job_that_panics_is_taken_over_when_its_lease_is_over() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(26, MIB)]);
+    let (_, id) = begin_backup(&harness, &server).await;
+    let panicked = AtomicBool::new(false);
+    harness.cloud.before(SimOp::CreateSnapshots, move || {
+        assert!(panicked.swap(true, Ordering::SeqCst), "a bug, on purpose");
+    });
+    let app = harness.app.clone();
+    let first = tokio::spawn(async move { app.run_due_jobs("first").await }).await;
+    assert!(first.is_err(), "it panicked");
+    harness.clock.advance(Duration::from_secs(120));
+    harness.run_jobs_to_their_end().await;
     assert_eq!(item(&harness, &id).await.status, ItemStatus::Available);
-    assert_eq!(harness.cloud.calls(SimOp::CreateSnapshots), 2);
 }
 
 /// Calls that a restore makes after it was admitted.

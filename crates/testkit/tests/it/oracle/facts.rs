@@ -6,7 +6,9 @@ use kedge_core::checkpoint::{
 use kedge_core::fact::{Fact, Unknown};
 use kedge_core::ids::{ItemId, ProjectId, ServerId, VolumeBackupId, VolumeId};
 use kedge_core::protect::{self, Holder, SharedVolumes};
-use kedge_core::resource::{self, Encryption, Hardware, Server, Sharing, Volume, VolumeRole};
+use kedge_core::resource::{
+    self, Content, Encryption, Hardware, Server, Sharing, Volume, VolumeRole,
+};
 use kedge_core::restore::{self, Mapping, Pair};
 use kedge_core::status::ItemStatus;
 use kedge_core::time::Timestamp;
@@ -240,6 +242,7 @@ fn volume(ids: Ids, index: usize, disk: &TargetDisk) -> Volume {
         sharing: if disk.shared { Sharing::Shared } else { Sharing::Exclusive },
         storage: resource::StorageClass::Ordinary,
         encryption: encryption(disk.encrypted),
+        content: content(disk.half_written),
     }
 }
 
@@ -249,6 +252,10 @@ fn role(system: bool) -> VolumeRole {
 
 fn encryption(encrypted: bool) -> Encryption {
     if encrypted { Encryption::Encrypted } else { Encryption::Plain }
+}
+
+fn content(half_written: bool) -> Content {
+    if half_written { Content::HalfWritten } else { Content::Whole }
 }
 
 fn kind(kind: Kind) -> resource::ServerKind {
@@ -329,6 +336,7 @@ fn protected(ids: Ids, server: &ProtectServer) -> Server {
             Storage::Unsupported => resource::StorageClass::Unsupported,
         },
         encryption: Encryption::Plain,
+        content: content(disk.half_written),
     });
     Server {
         id: ids.server(),

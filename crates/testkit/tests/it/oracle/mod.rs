@@ -10,6 +10,8 @@ mod model;
 mod scenario;
 mod stage;
 
+use kedge_core::code::Code;
+use kedge_core::resource::Content;
 use kedge_core::{protect, restore};
 
 /// Cases for the planner alone: it costs nothing to ask many.
@@ -59,6 +61,22 @@ fn a_planner_without_any_one_backup_rule_is_caught() {
             planned_protect(&rules, &world, &ask) != model::protectable(&world, &ask)
         });
         assert!(caught, "nobody misses {}", removed.name);
+    }
+}
+
+/// Only what is read must be whole.
+#[test]
+fn half_written_disks_may_be_left_out_of_a_backup() {
+    for seed in 0..200 {
+        let (world, ask) = scenario::broken_protect(seed, &[scenario::ProtectBreak::HalfWritten]);
+        let (mut question, facts, settings) = facts::protect(&world, &ask);
+        let volumes = &facts.server.seen().unwrap().volumes;
+        let half_written = volumes.iter().filter(|v| v.content == Content::HalfWritten);
+        question.excluded = half_written.map(|volume| volume.id.clone()).collect();
+        let planned = protect::plan(&question, &facts, &settings).map(|_| ());
+        let rest = volumes.len() - question.excluded.len();
+        let expected = if rest > 0 { None } else { Some(Code::NoVolumeToProtect) };
+        assert_eq!(planned.err().map(|no| no.code()), expected, "seed {seed}");
     }
 }
 

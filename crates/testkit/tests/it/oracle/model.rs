@@ -46,7 +46,7 @@ const fn row<W, A>(
 }
 
 /// csbs-api 6.2. A row may rely on the rows above it being kept.
-const RESTORE_ROWS: [Row<World, Ask>; 25] = [
+const RESTORE_ROWS: [Row<World, Ask>; 26] = [
     row("1 backup unknown or foreign", "CSBS.3001", |world, ask| {
         let seen = world.backup.as_ref().is_some_and(is_visible);
         !seen || ask.item != ItemRef::Known
@@ -103,6 +103,11 @@ const RESTORE_ROWS: [Row<World, Ask>; 25] = [
         any_write(world, ask, |from, to| from.encrypted && !to.encrypted)
     }),
     row("18b destination held", "KEDGE.0010", |world, ask| any_write(world, ask, |_, to| to.held)),
+    row("18b' half-written disk left out", "KEDGE.0012", |world, ask| {
+        let is_mapped = |disk| ask.pairs.iter().any(|pair| pair.1 == VolumeRef::Attached(disk));
+        let mut disks = world.target.disks.iter().enumerate();
+        disks.any(|(at, disk)| disk.half_written && !is_mapped(at))
+    }),
     row("18c repository unreachable", "KEDGE.0005", |world, _| {
         world.repository == Repository::Unreachable
     }),
@@ -113,7 +118,7 @@ const RESTORE_ROWS: [Row<World, Ask>; 25] = [
 ];
 
 /// csbs-api 6.1.
-const PROTECT_ROWS: [Row<ProtectWorld, ProtectAsk>; 14] = [
+const PROTECT_ROWS: [Row<ProtectWorld, ProtectAsk>; 15] = [
     row("1 not a server type", "CSBS.6003", |_, ask| ask.resource_type != SERVER_TYPE),
     row("2 server unknown or foreign", "CSBS.6000", |world, _| is_absent(world.server.exists)),
     row("2 the cloud is silent", "KEDGE.0001", |world, _| {
@@ -141,6 +146,9 @@ const PROTECT_ROWS: [Row<ProtectWorld, ProtectAsk>; 14] = [
         world.server.held == Held::Backup(Trigger::Automatic)
     }),
     row("10 a restore runs", "CSBS.6005", |world, _| world.server.held == Held::Restore),
+    row("11 half-written disk", "KEDGE.0012", |world, _| {
+        world.server.disks.iter().any(|disk| disk.half_written)
+    }),
 ];
 
 /// Whether the asker's lists show it.
@@ -205,6 +213,7 @@ mod tests {
         status: DiskStatus::Healthy,
         encrypted: false,
         held: false,
+        half_written: false,
     };
 
     /// A system and a data disk go back to where they came from; a third disk looks on.
@@ -239,6 +248,7 @@ mod tests {
             system: true,
             shared: false,
             storage: Storage::Ordinary,
+            half_written: false,
         };
         let server = ProtectServer {
             exists: Exists::Mine,
@@ -299,6 +309,7 @@ mod tests {
             ("18", "KEDGE.0002", |w, _| w.target.disks[1].status = DiskStatus::Busy),
             ("18a", "KEDGE.0003", |w, _| backup(w).disks[1].encrypted = true),
             ("18b", "KEDGE.0010", |w, _| w.target.disks[1].held = true),
+            ("18b'", "KEDGE.0012", |w, _| w.target.disks[2].half_written = true),
             ("18c", "KEDGE.0005", |w, _| w.repository = Repository::Unreachable),
             ("18d", "KEDGE.0006", |w, _| backup(w).snapshot = Snapshot::Missing),
             ("18e", "KEDGE.0008", |w, _| w.repository = Repository::KeyGone),
@@ -325,6 +336,7 @@ mod tests {
             ("10", "CSBS.1001", |w, _| w.server.held = Held::Backup(Trigger::Manual)),
             ("10", "CSBS.6030", |w, _| w.server.held = Held::Backup(Trigger::Automatic)),
             ("10", "CSBS.6005", |w, _| w.server.held = Held::Restore),
+            ("11", "KEDGE.0012", |w, _| w.server.disks[1].half_written = true),
         ]
     }
 
@@ -384,7 +396,8 @@ mod tests {
             ("the system disk onto a data disk", "", |_, a| a.pairs[0].1 = VolumeRef::Attached(2)),
             ("plain onto encrypted", "", |w, _| w.target.disks[1].encrypted = true),
             ("a disk grown since", "", |w, _| w.target.disks[1].size_bytes += 1),
-            ("a bystander of any state", "", |w, _| {
+            ("a half-written destination", "", |w, _| w.target.disks[1].half_written = true),
+            ("a bystander of any state but half written", "", |w, _| {
                 w.target.disks[2] = TargetDisk {
                     size_bytes: 1,
                     system: true,
@@ -392,6 +405,7 @@ mod tests {
                     status: DiskStatus::Error,
                     encrypted: true,
                     held: true,
+                    half_written: false,
                 };
             }),
         ];
@@ -442,6 +456,7 @@ mod tests {
             B::DestinationUnhealthy => "KEDGE.0002",
             B::EncryptedOntoPlain => "KEDGE.0003",
             B::DestinationHeld => "KEDGE.0010",
+            B::HalfWrittenLeftOut => "KEDGE.0012",
             B::RepositoryUnreachable => "KEDGE.0005",
             B::SnapshotMissing => "KEDGE.0006",
             B::KeyGone => "KEDGE.0008",
@@ -464,6 +479,7 @@ mod tests {
             B::SharedRefused => "CSBS.6010",
             B::ManualBackupRunning => "CSBS.1001",
             B::AutomaticBackupRunning => "CSBS.6030",
+            B::HalfWritten => "KEDGE.0012",
         }
     }
 
@@ -568,6 +584,7 @@ mod tests {
             [no_disks, "18 destination not healthy"],
             [no_disks, "18a encrypted onto plain"],
             [no_disks, "18b destination held"],
+            [no_disks, "18b' half-written disk left out"],
             ["18c repository unreachable", "18e key unavailable"],
         ];
         assert_eq!(pairs_never_met(&RESTORE_ROWS, &cases), cannot);
@@ -581,6 +598,7 @@ mod tests {
             ["7 no disk", "8 dedicated storage"],
             ["7 no disk", "8 storage unsupported"],
             ["7 no disk", "9 shared disk refused"],
+            ["7 no disk", "11 half-written disk"],
             ["10 a manual backup runs", "10 an automatic backup runs"],
             ["10 a manual backup runs", "10 a restore runs"],
             ["10 an automatic backup runs", "10 a restore runs"],

@@ -68,6 +68,8 @@ pub(crate) struct TargetDisk {
     pub(crate) encrypted: bool,
     /// Another job has claimed this disk, the server being free.
     pub(crate) held: bool,
+    /// A restore that failed left it so.
+    pub(crate) half_written: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,6 +215,7 @@ pub(crate) struct ProtectDisk {
     pub(crate) system: bool,
     pub(crate) shared: bool,
     pub(crate) storage: Storage,
+    pub(crate) half_written: bool,
 }
 
 /// Whether backups can be kept in the server's zone.
@@ -249,6 +252,7 @@ pub(crate) enum RestoreBreak {
     KeyGone,
     SnapshotMissing,
     RepositoryUnreachable,
+    HalfWrittenLeftOut,
     DestinationHeld,
     EncryptedOntoPlain,
     DestinationUnhealthy,
@@ -273,11 +277,12 @@ pub(crate) enum RestoreBreak {
 }
 
 impl RestoreBreak {
-    pub(crate) const ALL: [Self; 25] = [
+    pub(crate) const ALL: [Self; 26] = [
         Self::DataOntoSystem,
         Self::KeyGone,
         Self::SnapshotMissing,
         Self::RepositoryUnreachable,
+        Self::HalfWrittenLeftOut,
         Self::DestinationHeld,
         Self::EncryptedOntoPlain,
         Self::DestinationUnhealthy,
@@ -305,6 +310,7 @@ impl RestoreBreak {
 /// Every condition of a backup that can be broken, details first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ProtectBreak {
+    HalfWritten,
     RestoreRunning,
     AutomaticBackupRunning,
     ManualBackupRunning,
@@ -322,7 +328,8 @@ pub(crate) enum ProtectBreak {
 }
 
 impl ProtectBreak {
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 15] = [
+        Self::HalfWritten,
         Self::RestoreRunning,
         Self::AutomaticBackupRunning,
         Self::ManualBackupRunning,
@@ -455,6 +462,7 @@ fn restore_case(dice: &mut Dice, breaks: &[RestoreBreak]) -> (World, Ask) {
         }
     }
     case.make_bystanders_odd();
+    case.leave_destinations_half_written();
     case.finish()
 }
 
@@ -492,6 +500,7 @@ impl<'a> Case<'a> {
             B::KeyGone => self.repository = Repository::KeyGone,
             B::SnapshotMissing => self.backup.snapshot = Snapshot::Missing,
             B::RepositoryUnreachable => self.repository = Repository::Unreachable,
+            B::HalfWrittenLeftOut => self.leave_a_bystander_half_written(),
             B::DestinationHeld => self.change_a_destination(|_, disk| disk.held = true),
             B::EncryptedOntoPlain => self.lay_an_encrypted_disk_open(),
             B::DestinationUnhealthy => self.change_a_destination(|dice, disk| {
@@ -578,6 +587,19 @@ impl<'a> Case<'a> {
         self.make_destinations_fit();
     }
 
+    /// A disk to spare; a target without one gets one.
+    fn leave_a_bystander_half_written(&mut self) {
+        let mut spare: Vec<_> = (0..self.target.disks.len())
+            .filter(|volume| !is_destination(&self.ask, *volume))
+            .collect();
+        if spare.is_empty() {
+            spare.push(self.target.disks.len());
+            self.target.disks.push(bystander(self.dice));
+        }
+        let volume = self.dice.pick(&spare);
+        self.target.disks[volume].half_written = true;
+    }
+
     /// Position in the mapping of a data disk; a server of one disk gets a second.
     fn a_data_pair(&mut self) -> usize {
         if self.backup.disks.len() == 1 {
@@ -642,9 +664,9 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// In the place of a disk of this backup, or beside all of them.
+    /// In the place of one of several disks of this backup, or beside all of them.
     fn name_a_stranger(&mut self) {
-        if self.ask.pairs.is_empty() || self.dice.one_in(2) {
+        if self.ask.pairs.len() < 2 || self.dice.one_in(2) {
             self.ask.pairs.push((BackupRef::Stranger, VolumeRef::Elsewhere));
         } else {
             let at = self.dice.below(self.ask.pairs.len());
@@ -669,7 +691,8 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Disks that nothing is restored to: their state is nobody's business.
+    /// Disks that nothing is restored to: their state is nobody's business, unless they are
+    /// half written.
     fn make_bystanders_odd(&mut self) {
         for volume in 0..self.target.disks.len() {
             if !is_destination(&self.ask, volume) {
@@ -678,6 +701,15 @@ impl<'a> Case<'a> {
                 disk.held = self.dice.one_in(3);
                 disk.status =
                     self.dice.pick(&[DiskStatus::Healthy, DiskStatus::Error, DiskStatus::Busy]);
+            }
+        }
+    }
+
+    /// Destinations that a failed restore left half written: writing them again is the cure.
+    fn leave_destinations_half_written(&mut self) {
+        for volume in 0..self.target.disks.len() {
+            if is_destination(&self.ask, volume) {
+                self.target.disks[volume].half_written = self.dice.one_in(4);
             }
         }
     }
@@ -748,6 +780,7 @@ fn destination(of: DiskDesc, spare_bytes: u64) -> TargetDisk {
         status: DiskStatus::Healthy,
         encrypted: of.encrypted,
         held: false,
+        half_written: false,
     }
 }
 
@@ -797,6 +830,7 @@ fn protectable_case(dice: &mut Dice) -> (ProtectWorld, ProtectAsk) {
             system: disk.system,
             shared: shared_disks == SharedDisks::Allowed && dice.one_in(3),
             storage: Storage::Ordinary,
+            half_written: false,
         });
     }
     let server = ProtectServer {
@@ -819,6 +853,7 @@ fn break_protect_rule(
     use ProtectBreak as B;
     let server = &mut world.server;
     match rule {
+        B::HalfWritten => a_disk(dice, server).half_written = true,
         B::RestoreRunning => server.held = Held::Restore,
         B::AutomaticBackupRunning => server.held = Held::Backup(Trigger::Automatic),
         B::ManualBackupRunning => server.held = Held::Backup(Trigger::Manual),
@@ -826,8 +861,8 @@ fn break_protect_rule(
             world.shared_disks = SharedDisks::Refused;
             a_disk(dice, server).shared = true;
         }
-        B::UnsupportedStorage => a_disk(dice, server).storage = Storage::Unsupported,
-        B::DedicatedStorage => a_disk(dice, server).storage = Storage::Dedicated,
+        B::UnsupportedStorage => move_a_disk(dice, server, Storage::Unsupported),
+        B::DedicatedStorage => move_a_disk(dice, server, Storage::Dedicated),
         B::NoDisk => server.disks.clear(),
         B::ZoneWithoutStorage => server.zone = ZoneStorage::Missing,
         B::Unsettled => server.status = unsettled(dice),
@@ -837,6 +872,15 @@ fn break_protect_rule(
         B::Unknown => server.exists = dice.pick(&[Exists::Foreign, Exists::Nowhere]),
         B::NotAServer => ask.resource_type = dice.pick(&OTHER_TYPES),
     }
+}
+
+/// Moves a disk that was not moved before, if there is one.
+fn move_a_disk(dice: &mut Dice, server: &mut ProtectServer, to: Storage) {
+    let unmoved: Vec<_> = (0..server.disks.len())
+        .filter(|disk| server.disks[*disk].storage == Storage::Ordinary)
+        .collect();
+    let disk = if unmoved.is_empty() { 0 } else { dice.pick(&unmoved) };
+    server.disks[disk].storage = to;
 }
 
 fn a_disk<'a>(dice: &mut Dice, server: &'a mut ProtectServer) -> &'a mut ProtectDisk {

@@ -1,8 +1,8 @@
 //! A world on the simulated cloud: asked over the service, and acted on.
 //!
 //! Backups are real: bytes of the source's disks lie in a real repository. On yes the
-//! restore runs and the target's disks are compared with this file's own copies, byte for
-//! byte, those no line of the mapping names included. On no the restore gives the same
+//! restore runs, the target's disks are compared with this file's own copies, byte for
+//! byte, those no line of the mapping names included, and the target starts. On no the restore gives the same
 //! code and the cloud's write log stays empty.
 
 use std::collections::HashMap;
@@ -13,8 +13,8 @@ use kedge_cloud::sim::SimOp;
 use kedge_core::checkpoint::{Checkpoint, Item};
 use kedge_core::ids::{ProjectId, VolumeId};
 use kedge_core::job::{Claim, ClaimKind, ProtectState, RestoreState, Work};
-use kedge_core::ports::{Clock as _, CloudError};
-use kedge_core::resource::{Hardware, Server, ServerKind, ServerStatus as Status, Volume};
+use kedge_core::ports::{Clock as _, Cloud as _, CloudError, ServerRef};
+use kedge_core::resource::{Content, Hardware, Server, ServerKind, ServerStatus as Status, Volume};
 use kedge_core::restore::Question;
 use kedge_service::keys::ServiceKey;
 use kedge_service::restore::RestoreRequest;
@@ -130,6 +130,7 @@ impl Stage {
                 assert_eq!(ended.status, RestoreStatus::Success, "seed {seed}: {}", ended.reason);
                 let expected = overlaid(ids, &question, before, &contents);
                 assert!(self.bytes_of(&target) == expected, "wrong bytes, seed {seed}");
+                self.harness.cloud.start_server(&of(&target)).await.unwrap();
                 true
             }
         }
@@ -200,6 +201,11 @@ impl Stage {
             (volume.id.clone(), disk(0xfeed + index as u64, length))
         });
         self.harness.cloud.add_server(server.clone(), bytes.collect());
+        for volume in &server.volumes {
+            if volume.content == Content::HalfWritten {
+                self.harness.cloud.mark_half_written(&volume.id, "a restore that failed");
+            }
+        }
         self.hold(ids, world).await;
         server
     }
@@ -297,6 +303,10 @@ impl Stage {
     fn bytes_of(&self, server: &Server) -> Vec<Vec<u8>> {
         crate::support::contents(&self.harness, server)
     }
+}
+
+fn of(server: &Server) -> ServerRef {
+    ServerRef { project: server.project_id.clone(), server: server.id.clone() }
 }
 
 /// Disks with data, holes and repeats.
