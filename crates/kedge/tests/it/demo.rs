@@ -191,17 +191,8 @@ fn a_second_demo_refuses_without_reset() {
 #[test]
 fn a_recovery_kit_needs_neither_service_nor_catalogue_and_overwrites_nothing() {
     let (dir, _) = demo();
-    let project = fs::read_dir(dir.join("repositories")).unwrap().next().unwrap().unwrap();
-    let project = project.file_name().into_string().unwrap();
-    let config = fs::read_to_string(dir.join("kedge.toml")).unwrap();
-    let nowhere = tempfile::tempdir().unwrap();
-    let moved = config.replace(
-        dir.join("state").to_str().unwrap(),
-        nowhere.path().join("state").to_str().unwrap(),
-    );
-    assert_ne!(moved, config);
-    let (config, kit) = (nowhere.path().join("kedge.toml"), nowhere.path().join("kit.env"));
-    fs::write(&config, moved).unwrap();
+    let (nowhere, config, project) = without_its_catalogue(&dir);
+    let kit = nowhere.path().join("kit.env");
     let make = || {
         let (config, kit) = (config.to_str().unwrap(), kit.to_str().unwrap());
         run(["repo", "recovery-kit", "--config", config, "--project", &project, "--out", kit])
@@ -218,18 +209,24 @@ fn a_recovery_kit_needs_neither_service_nor_catalogue_and_overwrites_nothing() {
 #[test]
 fn a_lost_catalogue_is_rebuilt_from_the_repository() {
     let (dir, _) = demo();
-    let project = fs::read_dir(dir.join("repositories")).unwrap().next().unwrap().unwrap();
-    let project = project.file_name().into_string().unwrap();
-    let config = fs::read_to_string(dir.join("kedge.toml")).unwrap();
-    let nowhere = tempfile::tempdir().unwrap();
-    let moved = config.replace(
-        dir.join("state").to_str().unwrap(),
-        nowhere.path().join("state").to_str().unwrap(),
-    );
-    let config = nowhere.path().join("kedge.toml");
-    fs::write(&config, moved).unwrap();
+    let (_nowhere, config, project) = without_its_catalogue(&dir);
     let adopt =
         || run(["repo", "adopt", "--config", config.to_str().unwrap(), "--project", &project]);
     assert_eq!(stdout(&adopt()), "4 backups adopted\n");
     assert_eq!(stdout(&adopt()), "0 backups adopted\n", "a second time");
+}
+
+/// A configuration like the demo's whose catalogue lies elsewhere and is empty, and the
+/// demo's project.
+fn without_its_catalogue(dir: &Path) -> (tempfile::TempDir, PathBuf, String) {
+    let project = fs::read_dir(dir.join("repositories")).unwrap().next().unwrap().unwrap();
+    let project = project.file_name().into_string().unwrap();
+    let text = fs::read_to_string(dir.join("kedge.toml")).unwrap();
+    let nowhere = tempfile::tempdir().unwrap();
+    let (state, other) = (dir.join("state"), nowhere.path().join("state"));
+    let moved = text.replace(state.to_str().unwrap(), other.to_str().unwrap());
+    assert_ne!(moved, text);
+    let config = nowhere.path().join("kedge.toml");
+    fs::write(&config, moved).unwrap();
+    (nowhere, config, project)
 }

@@ -26,28 +26,32 @@ use super::model;
 use super::scenario::*;
 use crate::support::disk;
 
-/// At least 2,000 cases run on the simulated cloud at every change; they are dealt to
-/// several tests so that they use several cores.
-const CASES_PER_TEST: u64 = 500;
+/// At least 2,000 cases run on the simulated cloud at every change, ten times as many in
+/// the long form; they are dealt to several tests so that they use several cores.
+#[expect(clippy::disallowed_methods, reason = "how long a test may take is the caller's choice")]
+fn seeds_of_part(part: u64) -> std::ops::Range<u64> {
+    let cases = if std::env::var("KEDGE_TEST_LONG").is_ok() { 5_000 } else { 500 };
+    (part - 1) * cases..part * cases
+}
 
 #[tokio::test]
 async fn verdicts_hold_on_the_simulated_cloud_1() {
-    run(0..CASES_PER_TEST).await;
+    run(seeds_of_part(1)).await;
 }
 
 #[tokio::test]
 async fn verdicts_hold_on_the_simulated_cloud_2() {
-    run(CASES_PER_TEST..2 * CASES_PER_TEST).await;
+    run(seeds_of_part(2)).await;
 }
 
 #[tokio::test]
 async fn verdicts_hold_on_the_simulated_cloud_3() {
-    run(2 * CASES_PER_TEST..3 * CASES_PER_TEST).await;
+    run(seeds_of_part(3)).await;
 }
 
 #[tokio::test]
 async fn verdicts_hold_on_the_simulated_cloud_4() {
-    run(3 * CASES_PER_TEST..4 * CASES_PER_TEST).await;
+    run(seeds_of_part(4)).await;
 }
 
 async fn run(seeds: std::ops::Range<u64>) {
