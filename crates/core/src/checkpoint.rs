@@ -108,7 +108,7 @@ pub enum Method {
 pub struct Fault {
     /// What was being done.
     pub operation: FaultOperation,
-    /// A code, digits only on the wire (clients.md 4).
+    /// A code, digits only on the wire (docs/csbs-v1.md).
     pub code: u32,
     /// What happened and what to do, for people.
     pub reason: String,
@@ -127,7 +127,7 @@ pub enum FaultOperation {
 }
 
 impl FaultOperation {
-    /// The word on the wire (csbs-api 3.4).
+    /// The word on the wire (docs/csbs-v1.md).
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Backup => "backup",
@@ -147,7 +147,7 @@ impl FaultOperation {
 pub struct VolumeBackup {
     /// Its id: the wire's `backup_id`.
     pub id: VolumeBackupId,
-    /// `<backup name>_<volume name>` with a generated prefix (csbs-api 2.5).
+    /// `<backup name>_<volume name>` with a generated prefix (docs/csbs-v1.md).
     pub name: String,
     /// The volume it was made from.
     pub source_volume_id: VolumeId,

@@ -1,4 +1,4 @@
-//! Every code a caller may see. Published ones are CSBS's own (csbs-api 5), conditions
+//! Every code a caller may see. Published ones are CSBS's own (docs/csbs-v1.md), conditions
 //! CSBS has no code for get `KEDGE` codes. `docs/error-codes.md` is generated from here.
 
 macro_rules! codes {
@@ -56,7 +56,7 @@ codes! {
     StorageUnsupported "CSBS.6061" "a disk lies on storage that cannot be backed up";
     TooManyTags "CSBS.7000" "more tags than an object may carry";
     BadParameter "CSBS.9001" "a parameter is malformed; the text names it and says what was expected";
-    Unavailable "CSBS.9998" "the catalogue or the identity service does not answer";
+    Unavailable "CSBS.9998" "the catalogue or the identity service does not answer, or the service is full";
     Internal "CSBS.9999" "an error inside the service";
     NoSuchApi "APIGW.0101" "no such path";
     CloudSilent "KEDGE.0001" "the cloud did not answer, so the target is unknown";
@@ -75,7 +75,7 @@ codes! {
     MethodNotAllowed "KEDGE.4050" "the path exists, the method does not";
     TooLarge "KEDGE.4130" "the request is larger than the configured limit";
     MediaType "KEDGE.4150" "the body must be application/json";
-    TooManyRequests "KEDGE.4290" "too many requests or logins at once; try again later";
+    TooManyRequests "KEDGE.4290" "too many logins at once, or too many that failed; try again later";
     Timeout "KEDGE.5040" "the request took longer than the configured limit";
 }
 

@@ -1,7 +1,7 @@
 //! Can this server be backed up? `check_protectable` and `protect` ask the same question,
 //! so both call [`plan`]: the check drops the plan and protect runs it.
 //!
-//! The rules stand in the order of csbs-api 6.1; the first that refuses is the answer.
+//! The rules stand in the order of docs/csbs-v1.md; the first that refuses is the answer.
 
 use crate::checkpoint::Trigger;
 use crate::fact::Fact;
@@ -42,7 +42,7 @@ pub enum Holder {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Whether servers with shared disks may be backed up. Allowed unless configured
-    /// otherwise (DESIGN 7).
+    /// otherwise.
     pub shared_volumes: SharedVolumes,
     /// Zones that have no backup storage.
     pub zones_without_backup: Vec<String>,

@@ -1,7 +1,7 @@
 //! The answer no: a published code, and the published text with its arguments filled in.
 //!
 //! A refusal is an answer to the caller, not a failure of ours. Texts are the service's
-//! own, letter for letter, slips included (csbs-api 5), because programs match on them.
+//! own, letter for letter, slips included (docs/csbs-v1.md), because programs match on them.
 
 use std::fmt;
 
@@ -286,7 +286,7 @@ fn gb(bytes: u64) -> String {
     format!("{:.9}", bytes as f64 / GIB as f64).trim_end_matches('0').to_owned()
 }
 
-/// Ids in one argument are joined with commas (csbs-api 5, column "args").
+/// Ids in one argument are joined with commas (docs/csbs-v1.md).
 fn joined<T: fmt::Display>(ids: &[T]) -> String {
     ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }

@@ -135,7 +135,7 @@ pub struct Rule {
     check: fn(&Question, &Facts) -> Result<(), Refusal>,
 }
 
-/// The rules of csbs-api 6.2 in published order; where CSBS has no code, ours follow the
+/// The rules of docs/csbs-v1.md in published order; where CSBS has no code, ours follow the
 /// published rule they are nearest to.
 pub const RULES: &[Rule] = &[
     Rule { name: "item_is_known", check: item_is_known },

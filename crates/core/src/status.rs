@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// The published words (csbs-api 3.1). The three `Waiting…` words exist for filters of
+/// The published words (docs/csbs-v1.md). The three `Waiting…` words exist for filters of
 /// clients that know them; we never enter them, because Terraform takes `waiting_protect`
 /// and `waiting_delete` for errors: only the job behind an item is queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

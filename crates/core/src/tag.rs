@@ -1,8 +1,8 @@
-//! Tags: a key and a value that users put on backups (csbs-api 2.5).
+//! Tags: a key and a value that users put on backups (docs/csbs-v1.md).
 
 use std::fmt;
 
-/// Most tags one object may carry (csbs-api 11).
+/// Most tags one object may carry (docs/csbs-v1.md).
 pub const TAGS_MAX: usize = 10;
 const KEY_CHARS_MAX: usize = 36;
 const VALUE_CHARS_MAX: usize = 43;

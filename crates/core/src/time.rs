@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// Microseconds since 1970-01-01 UTC.
 ///
-/// Prints as the API does: UTC, six fraction digits, no zone (csbs-api 2.4; a trailing
+/// Prints as the API does: UTC, six fraction digits, no zone (docs/csbs-v1.md; a trailing
 /// `Z` breaks Go clients).
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
@@ -42,7 +42,7 @@ impl Timestamp {
     }
 
     /// Reads the forms the API's filters take: with or without a fraction, with or
-    /// without a trailing `Z` (csbs-api 2.4). `None` for anything else.
+    /// without a trailing `Z` (docs/csbs-v1.md). `None` for anything else.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.strip_suffix('Z').unwrap_or(text);
         let (_, time_of_day) = text.split_once('T')?;

@@ -171,6 +171,9 @@ impl EngineError {
 
     /// Whether the store has no room left.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Backend { error: BackendError::Full, .. })
+        matches!(
+            self,
+            Self::Backend { error: BackendError::Full, .. } | Self::List(BackendError::Full)
+        )
     }
 }

@@ -55,7 +55,11 @@ pub(crate) fn put_shared(
 /// Fails when someone holds the repository exclusively. A lock that cannot be read may
 /// be an exclusive one.
 pub(crate) fn require_not_exclusive(vault: &Vault, now: Timestamp) -> Result<(), EngineError> {
-    for (_, file) in load_all(vault)? {
+    let (locks, unreadable) = load_all(vault)?;
+    if let Some(name) = unreadable.first() {
+        return Err(EngineError::Locked { by: format!("{name}, which cannot be read") });
+    }
+    for (_, file) in locks {
         let time = Timestamp::parse(&file.time);
         let is_stale =
             time.is_ok_and(|time| now.as_micros().saturating_sub(time.as_micros()) > STALE_MICROS);
@@ -70,7 +74,7 @@ pub(crate) fn require_not_exclusive(vault: &Vault, now: Timestamp) -> Result<(),
 /// Removes the locks of a session; says how many there were.
 pub(crate) fn remove_of_session(vault: &Vault, session_name: &str) -> Result<usize, EngineError> {
     let mut removed = 0;
-    for (name, file) in load_all(vault)? {
+    for (name, file) in load_all(vault)?.0 {
         if file.username == LOCK_USER && file.hostname == session_name {
             vault.delete(&name)?;
             removed += 1;
@@ -81,27 +85,30 @@ pub(crate) fn remove_of_session(vault: &Vault, session_name: &str) -> Result<usi
 
 /// The sessions of ours that have lock objects, each once.
 pub(crate) fn list_sessions(vault: &Vault) -> Result<Vec<String>, EngineError> {
-    let ours = load_all(vault)?.into_iter().filter(|(_, file)| file.username == LOCK_USER);
+    let ours = load_all(vault)?.0.into_iter().filter(|(_, file)| file.username == LOCK_USER);
     let mut sessions: Vec<_> = ours.map(|(_, file)| file.hostname).collect();
     sessions.sort();
     sessions.dedup();
     Ok(sessions)
 }
 
-fn load_all(vault: &Vault) -> Result<Vec<(ObjectName, LockFile)>, EngineError> {
-    let mut locks = Vec::new();
+/// The locks that can be read, and those that cannot.
+#[expect(clippy::type_complexity, reason = "a pair of lists, taken apart at once")]
+fn load_all(vault: &Vault) -> Result<(Vec<(ObjectName, LockFile)>, Vec<ObjectName>), EngineError> {
+    let (mut readable, mut unreadable) = (Vec::new(), Vec::new());
     for listed in vault.list(ObjectKind::Lock)? {
         match vault.get_document(&listed.name) {
-            Ok(file) => locks.push((listed.name, file)),
-            // Locks come and go.
-            Err(error) => {
+            Ok(file) => readable.push((listed.name, file)),
+            Err(EngineError::Damaged { .. }) => {
+                // Locks come and go.
                 if vault.exists(&listed.name)? {
-                    return Err(error);
+                    unreadable.push(listed.name);
                 }
             }
+            Err(error) => return Err(error),
         }
     }
-    Ok(locks)
+    Ok((readable, unreadable))
 }
 
 #[cfg(test)]
@@ -161,6 +168,6 @@ mod tests {
         let vault = vault_with(&now.to_string(), false);
         vault.backend.put(&ObjectName::Lock(LockId([1; 32])), b"torn").unwrap();
         let outcome = require_not_exclusive(&vault, now);
-        assert!(matches!(outcome, Err(EngineError::Damaged { .. })));
+        assert!(matches!(outcome, Err(EngineError::Locked { .. })));
     }
 }

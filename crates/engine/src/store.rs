@@ -92,7 +92,9 @@ impl Session {
         changes.sort_unstable();
         let subtree = match parent.filter(|parent| changes.is_empty() && parent.cut() == Some(cut))
         {
-            Some(parent) if self.has_tree(parent.subtree()) => parent.subtree(),
+            Some(parent) if self.has_tree(parent.subtree()) && self.has_zeroes(parent) => {
+                parent.subtree()
+            }
             Some(_) | None => self.store_list(cut, base, &changes, options)?,
         };
         Ok(StoredVolume {
@@ -107,6 +109,16 @@ impl Session {
             new_chunks: tally.new_chunks,
             changed_chunks: changes.len() as u64,
         })
+    }
+
+    /// Whether the index knows the zero blobs of the volume's list. We restore zeroes
+    /// without them, stock restic does not.
+    fn has_zeroes(&self, volume: &VolumeView) -> bool {
+        let zeroes = Zeroes::of_volume(volume.size_bytes());
+        let index = &self.repository.state.index;
+        let missing =
+            |id: &BlobId| zeroes.len_of(*id).is_some() && !index.contains(BlobKind::Data, *id);
+        !volume.blobs().iter().any(missing)
     }
 
     fn has_tree(&self, id: TreeId) -> bool {

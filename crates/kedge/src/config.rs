@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use kedge_core::job::Lease;
@@ -194,8 +194,9 @@ impl Problems {
     }
 
     fn absolute(&mut self, field: &'static str, path: &Path) {
-        if !path.is_absolute() {
-            self.add(field, format!("expected an absolute path, found {path:?}"));
+        let upwards = path.components().any(|part| part == Component::ParentDir);
+        if !path.is_absolute() || upwards {
+            self.add(field, format!("expected an absolute path without \"..\", found {path:?}"));
         }
     }
 }
@@ -248,8 +249,7 @@ impl Config {
     fn into_checked(self, listen: SocketAddr, metrics_listen: Option<SocketAddr>) -> Checked {
         let settings = self.settings();
         let http = self.http();
-        let beneath =
-            |path: Option<PathBuf>, name: &str| path.unwrap_or_else(|| self.state_dir.join(name));
+        let (repositories_dir, service_key) = (self.repositories_path(), self.service_key_path());
         Checked {
             listen,
             metrics_listen,
@@ -259,8 +259,8 @@ impl Config {
                 (None, false) => kedge_api::PublicUrl::FromHost,
             },
             region: self.region,
-            repositories_dir: beneath(self.repositories_dir, "repositories"),
-            service_key: beneath(self.service_key, "service.key"),
+            repositories_dir,
+            service_key,
             state_dir: self.state_dir,
             users: self.users,
             cloud: self.cloud,
@@ -294,6 +294,14 @@ impl Config {
         Some(address)
     }
 
+    fn repositories_path(&self) -> PathBuf {
+        self.repositories_dir.clone().unwrap_or_else(|| self.state_dir.join("repositories"))
+    }
+
+    fn service_key_path(&self) -> PathBuf {
+        self.service_key.clone().unwrap_or_else(|| self.state_dir.join("service.key"))
+    }
+
     fn check_paths(&self, problems: &mut Problems) {
         problems.absolute("state_dir", &self.state_dir);
         problems.absolute("users", &self.users);
@@ -302,9 +310,11 @@ impl Config {
         if let Some(path) = &self.repositories_dir {
             problems.absolute("repositories_dir", path);
         }
-        let Some(key) = &self.service_key else { return };
-        problems.absolute("service_key", key);
-        if self.repositories_dir.as_ref().is_some_and(|dir| key.starts_with(dir)) {
+        if let Some(key) = &self.service_key {
+            problems.absolute("service_key", key);
+        }
+        let (key, repositories) = (self.service_key_path(), self.repositories_path());
+        if key.starts_with(&repositories) {
             let text = "expected a file outside repositories_dir: whoever copies the \
                         repositories must not get the key with them";
             problems.add("service_key", text);

@@ -112,6 +112,7 @@ impl Node {
         let store = Store::open(&path).await.or_fail("catalogue")?;
         let taken = store.take_over_all(clock.now()).await.or_fail("taking over jobs")?;
         tracing::info!(jobs = taken, "the catalogue is open");
+        require_known_key(config, &store).await?;
         let app = wire(config, &store, clock.clone())?;
         let mut api_config = ApiConfig::new(clock, Arc::new(RandomIds));
         api_config.public_url = config.public_url.clone();
@@ -225,6 +226,25 @@ fn wire(config: &Checked, store: &Store, clock: Arc<SystemClock>) -> Result<App,
         settings: settings.clone(),
         points: halt::points(),
     }))
+}
+
+/// A key that is not where it was must not be replaced: new repositories would be wrapped
+/// with the new one, and lost when the old one is put back.
+async fn require_known_key(config: &Checked, store: &Store) -> Result<(), Failure> {
+    if config.service_key.exists() {
+        return Ok(());
+    }
+    let known = store.list_repositories().await.or_fail("catalogue")?;
+    let dirs = std::fs::read_dir(&config.repositories_dir).or_fail("repositories_dir")?;
+    let is_ours = |dir: std::fs::DirEntry| dir.path().join("kedge/access.json").exists();
+    if known.is_empty() && !dirs.flatten().any(is_ours) {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "service_key: {} is not there, but there are repositories whose passwords it wraps; \
+         put it back",
+        config.service_key.display()
+    )))
 }
 
 fn service_key(path: &Path) -> Result<ServiceKey, Failure> {

@@ -6,11 +6,15 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt 
 use std::path::Path;
 
 use rustix::fs::Mode;
+use rustix::process::DumpableBehavior;
 
 /// Takes every right of others from whatever this process makes, also where a library
-/// makes it.
+/// makes it, and from its memory.
 pub(crate) fn make_everything_private() {
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
+    // No core dump and no debugger of the same user: keys and passwords are in memory.
+    // Where the system refuses, there is nothing more to be done about it.
+    let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
 /// Makes a directory with the ones above it, where there is none.
@@ -27,7 +31,9 @@ pub(crate) fn create_file(path: &Path) -> io::Result<File> {
 pub(crate) fn write_file(path: &Path, text: &str) -> io::Result<()> {
     let mut file = create_file(path)?;
     file.write_all(text.as_bytes())?;
-    file.sync_all()
+    file.sync_all()?;
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// The permission bits of others, if they have any.

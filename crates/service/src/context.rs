@@ -26,7 +26,7 @@ impl Context {
     }
 }
 
-/// What a role entitles to (DESIGN 7).
+/// What a role entitles to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Right {
     /// List, show, count, check.

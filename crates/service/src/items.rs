@@ -27,7 +27,7 @@ pub struct ItemQuery {
 pub enum Scope {
     /// The caller's project's.
     Project,
-    /// Everybody's, if the caller may cross projects; else the project's (csbs-api 2.6).
+    /// Everybody's, if the caller may cross projects; else the project's (docs/csbs-v1.md).
     AllTenants,
 }
 

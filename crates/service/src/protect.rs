@@ -55,7 +55,7 @@ impl App {
         let plan = self.parts.plan_protect(context, &question).await?;
         let store = &self.parts.store;
         let earlier = store.latest_available_item(context.project(), &request.server).await?;
-        // A server's first backup is full, whatever is asked (csbs-api 4.1).
+        // A server's first backup is full, whatever is asked (docs/csbs-v1.md).
         let method = match earlier {
             Some(_) => request.method.unwrap_or(Method::Incremental),
             None => Method::Full,
@@ -163,7 +163,7 @@ impl Parts {
     fn volume_backup(&self, prefix: &str, volume: &Volume) -> VolumeBackup {
         VolumeBackup {
             id: VolumeBackupId::from(self.ids.next_uuid()),
-            // It keeps the made-up prefix even when the user named the backup (csbs-api 2.5).
+            // It keeps the made-up prefix even when the user named the backup (docs/csbs-v1.md).
             name: format!("{prefix}_{}", volume.name),
             source_volume_id: volume.id.clone(),
             source_volume_name: volume.name.clone(),
@@ -175,7 +175,7 @@ impl Parts {
     }
 }
 
-/// `manualbk_` and four hexadecimal digits (csbs-api 2.5).
+/// `manualbk_` and four hexadecimal digits (docs/csbs-v1.md).
 fn made_up_name(uuid: Uuid) -> String {
     let digits = uuid.simple().to_string();
     format!("manualbk_{}", digits.get(..4).unwrap_or("0000"))

@@ -18,7 +18,7 @@ pub struct Settings {
     pub workers: usize,
     /// How long a token lives.
     pub token_lifetime: Duration,
-    /// zstd level of new data; 3 is dense, 1 fast (DESIGN 8).
+    /// zstd level of new data; 3 is dense, 1 fast.
     pub compression_level: i32,
     /// Threads of one mover.
     pub mover_threads: usize,

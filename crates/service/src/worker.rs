@@ -303,7 +303,7 @@ impl Trouble {
     }
 }
 
-/// `fail_code.Code` can only hold digits (clients.md 4).
+/// `fail_code.Code` can only hold digits (docs/csbs-v1.md).
 fn digits(code: Code) -> u32 {
     code.as_str().rsplit('.').next().and_then(|text| text.parse().ok()).unwrap_or(0)
 }

@@ -15,7 +15,7 @@ use crate::text::{contains_pattern, without_nul};
 /// The only kind of image we make; clients filter by it.
 const IMAGE_TYPE: &str = "backup";
 
-/// Entries of a page unless asked otherwise, and at most (csbs-api 2.6).
+/// Entries of a page unless asked otherwise, and at most (docs/csbs-v1.md).
 const LIMIT_DEFAULT: u32 = 1000;
 
 /// Which items to list. Conditions combine with AND; what is not set admits all.
@@ -69,7 +69,7 @@ impl Default for PageRequest {
     }
 }
 
-/// What a list can be sorted by (csbs-api 2.6).
+/// What a list can be sorted by (docs/csbs-v1.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SortKey {
     /// When the backup was asked for.

@@ -6,10 +6,12 @@
 //! unmounted or deleted repository is unreachable, not empty.
 
 use std::{
+    collections::HashSet,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, ErrorKind, Read, Write},
     os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::{Backend, BackendError, Listed, ObjectKind, ObjectName};
@@ -18,6 +20,8 @@ use super::{Backend, BackendError, Listed, ObjectKind, ObjectName};
 #[derive(Clone, Debug)]
 pub struct LocalBackend {
     root: PathBuf,
+    /// Directories whose own entries this process has made durable.
+    known_dirs: Arc<Mutex<HashSet<PathBuf>>>,
 }
 
 /// Creating a temporary file loses against a cleaner at most so often in a row.
@@ -26,7 +30,7 @@ const TEMPORARY_TRIES: usize = 16;
 impl LocalBackend {
     /// The repository in `root`. Nothing is read or made yet.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), known_dirs: Arc::default() }
     }
 
     /// The directory.
@@ -73,7 +77,7 @@ impl LocalBackend {
 
     /// Makes a directory below the root, and its ancestors up to the root.
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        if dir == self.root || dir.is_dir() {
+        if dir == self.root || (self.known_dirs().contains(dir) && dir.is_dir()) {
             return Ok(());
         }
         let Some(parent) = dir.parent() else {
@@ -81,10 +85,18 @@ impl LocalBackend {
         };
         self.create_dir(parent)?;
         match DirBuilder::new().mode(0o700).create(dir) {
-            Ok(()) => sync_dir(parent),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-            Err(error) => Err(error),
+            Ok(()) => {}
+            // Whoever made it may have died before its entry was durable.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
         }
+        sync_dir(parent)?;
+        self.known_dirs().insert(dir.to_owned());
+        Ok(())
+    }
+
+    fn known_dirs(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        self.known_dirs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A new temporary file under an exclusive lock, which tells
@@ -155,16 +167,17 @@ impl Backend for LocalBackend {
     /// Makes the root, but not its parent: a parent that vanished is an unmounted disk.
     fn prepare(&self) -> Result<(), BackendError> {
         match DirBuilder::new().mode(0o700).create(&self.root) {
-            Ok(()) => {
-                let parent = self.root.parent().filter(|p| !p.as_os_str().is_empty());
-                sync_dir(parent.unwrap_or(Path::new("."))).map_err(|error| failure(&error))
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) if is_absent(&error) => {
+                return Err(BackendError::Unreachable {
+                    text: format!("the directory above {} is gone", self.root.display()),
+                });
             }
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-            Err(error) if is_absent(&error) => Err(BackendError::Unreachable {
-                text: format!("the directory above {} is gone", self.root.display()),
-            }),
-            Err(error) => Err(failure(&error)),
+            Err(error) => return Err(failure(&error)),
         }
+        let parent = self.root.parent().filter(|p| !p.as_os_str().is_empty());
+        sync_dir(parent.unwrap_or(Path::new("."))).map_err(|error| failure(&error))
     }
 
     fn put(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), BackendError> {

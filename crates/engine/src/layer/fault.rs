@@ -1,9 +1,6 @@
 //! A backend whose calls fail on demand, so that tests can fail every step once.
 
-use std::sync::{
-    Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::backend::{Backend, BackendError, Listed, ObjectKind, ObjectName};
 
@@ -43,18 +40,13 @@ pub struct FaultBackend<B> {
     inner: B,
     calls: Mutex<Vec<(Operation, Option<ObjectName>)>>,
     plan: Mutex<Option<(usize, Fault)>>,
-    broken: AtomicBool,
+    broken: Mutex<Option<BackendError>>,
 }
 
 impl<B: Backend> FaultBackend<B> {
     /// A wrapper that fails nothing yet.
     pub fn new(inner: B) -> Self {
-        Self {
-            inner,
-            calls: Mutex::default(),
-            plan: Mutex::default(),
-            broken: AtomicBool::new(false),
-        }
+        Self { inner, calls: Mutex::default(), plan: Mutex::default(), broken: Mutex::default() }
     }
 
     /// The wrapped backend.
@@ -70,12 +62,17 @@ impl<B: Backend> FaultBackend<B> {
 
     /// Fails every call from now on as unreachable, until [`Self::repair`].
     pub fn break_down(&self) {
-        self.broken.store(true, Ordering::SeqCst);
+        self.break_with(BackendError::Unreachable { text: "broken down on demand".into() });
+    }
+
+    /// Makes every call fail with this error.
+    pub fn break_with(&self, error: BackendError) {
+        *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
     }
 
     /// Takes back [`Self::break_down`] and [`Self::fail_after`].
     pub fn repair(&self) {
-        self.broken.store(false, Ordering::SeqCst);
+        *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = None;
         *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
@@ -99,8 +96,9 @@ impl<B: Backend> FaultBackend<B> {
             calls.push((operation, name.copied()));
             calls.len() - 1
         };
-        if self.broken.load(Ordering::SeqCst) {
-            return Err(BackendError::Unreachable { text: "broken down on demand".into() });
+        let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(error) = broken {
+            return Err(error);
         }
         let fault = {
             let mut plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);

@@ -109,6 +109,10 @@ fn every_damage_to_every_object_is_named_and_restores_nothing_wrong() {
                 (ObjectKind::Snapshot, Err(EngineError::SnapshotNotFound(_))) => is_gone,
                 // Nobody needs a lock that is gone.
                 (ObjectKind::Lock, Ok(())) => is_gone,
+                // It may be an exclusive one: work waits, nothing is damaged.
+                (ObjectKind::Lock, Err(EngineError::Locked { by })) => {
+                    by.contains(&name.to_string())
+                }
                 (_, Err(EngineError::Damaged { .. })) => true,
                 _ => false,
             };

@@ -98,6 +98,22 @@ fn a_session_shows_in_its_lock_until_it_ends_in_whatever_way() {
     other.refresh_lock(at_secs(1)).unwrap();
 }
 
+/// Such a lock may be an exclusive one, so work waits; our own dead locks still go.
+#[test]
+fn a_lock_nobody_can_read_makes_work_wait_and_keeps_no_dead_lock_alive() {
+    let (backend, repo) = in_memory();
+    std::mem::forget(begin(&repo).unwrap());
+    let torn = ObjectName::parse(ObjectKind::Lock, &"ab".repeat(32)).unwrap();
+    backend.put(&torn, b"").unwrap();
+
+    let refused = begin(&repo).map(drop);
+    assert!(matches!(refused, Err(EngineError::Locked { .. })), "{refused:?}");
+    assert!(refused.unwrap_err().is_retryable());
+    assert_eq!(repo.list_sessions().unwrap().len(), 1);
+    assert_eq!(repo.remove_session_locks("session-1").unwrap(), 1);
+    assert_eq!(locks(&*backend), 1, "the torn one is not ours to remove");
+}
+
 #[test]
 fn a_session_whose_lock_was_removed_writes_no_snapshot() {
     let (backend, repo) = in_memory();

@@ -32,6 +32,7 @@ pub(crate) async fn step(
             Ok(done)
         }
         DeleteState::Undo { fault } => {
+            attempt.at("delete.undone");
             let done = next(DeleteState::Done);
             store.fail_delete(&attempt.job, fault, &done, now()).await?;
             Ok(done)

@@ -449,6 +449,7 @@ async fn undo(attempt: &Attempt, work: &Work, item: &Item, fault: &Fault) -> Res
             tracing::warn!(item.id = %item.id, "snapshots of {} are left to the reconciler: {trouble:?}", item.id);
         }
     }
+    attempt.at("protect.undone");
     let done = at(work, ProtectState::Done);
     let now = attempt.parts.clock.now();
     attempt.parts.store.fail_protect(&attempt.job, fault, &done, now).await?;

@@ -289,6 +289,7 @@ impl Run<'_> {
                 );
             }
         }
+        attempt.at("restore.undone");
         let done = self.at(RestoreState::Done);
         parts.store.fail_restore(&attempt.job, &fault, &done, parts.clock.now()).await?;
         Ok(done)

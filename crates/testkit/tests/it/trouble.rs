@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use kedge_cloud::sim::{SimCloud, SimOp, SimWrite};
 use kedge_core::ports::CloudError;
-use kedge_core::resource::StorageClass;
+use kedge_core::resource::{Content, StorageClass};
 use kedge_core::status::ItemStatus;
-use kedge_engine::{Backend as _, ObjectKind};
+use kedge_engine::{Backend as _, BackendError, ObjectKind};
 use kedge_store::RestoreStatus;
 use kedge_testkit::Harness;
 
@@ -361,4 +361,116 @@ async fn assert_nothing_is_left(harness: &Harness) {
     assert_eq!(harness.store.list_live_jobs().await.unwrap(), []);
     let reconciled = harness.app.reconcile().await;
     assert_eq!(reconciled, Default::default());
+}
+
+/// A full repository is emptied by people: the backup waits for them, and ends when nobody
+/// came.
+#[tokio::test]
+async fn a_full_repository_is_waited_for_and_harms_nothing() {
+    for comes_back in [true, false] {
+        let harness = Harness::new().await;
+        let content = disk(30, 2 * MIB);
+        let server = harness.add_server(&[&content]);
+        let first = back_up(&harness, &server).await;
+        harness.cloud.overwrite(&server.volumes[0].id, 0, &disk(31, MIB));
+        let store = harness.places.store_of(&first.project_id);
+        let (_, id) = begin_backup(&harness, &server).await;
+        store.break_with(BackendError::Full);
+        harness.run_jobs().await;
+        assert_eq!(item(&harness, &id).await.status, ItemStatus::Protecting);
+        if comes_back {
+            store.repair();
+        }
+        harness.run_jobs_to_their_end().await;
+        store.repair();
+
+        let ended = item(&harness, &id).await;
+        if comes_back {
+            assert_eq!(ended.status, ItemStatus::Available, "{:?}", ended.fault);
+        } else {
+            assert_eq!(ended.status, ItemStatus::Error);
+            let fault = ended.fault.unwrap();
+            assert_eq!((fault.operation.as_str(), fault.code), ("backup", 9999));
+            assert!(fault.reason.contains("the backup repository is full"), "{}", fault.reason);
+        }
+        scramble(&harness, &server);
+        begin_restore(&harness, &first, straight(&first, &server)).await.unwrap();
+        harness.run_jobs_to_their_end().await;
+        assert_eq!(contents(&harness, &server)[0], content, "the earlier backup is whole");
+        assert_eq!(back_up(&harness, &server).await.status, ItemStatus::Available);
+    }
+}
+
+#[tokio::test]
+async fn a_full_target_is_waited_for_and_then_left_stopped_and_marked() {
+    for comes_back in [true, false] {
+        let harness = Harness::new().await;
+        let content = disk(32, 2 * MIB);
+        let server = harness.add_server(&[&content]);
+        let saved = back_up(&harness, &server).await;
+        scramble(&harness, &server);
+        let full = CloudError::retryable("no space left on the target's storage");
+        harness.cloud.fail_always(SimOp::WriteAt, full);
+        let restore = begin_restore(&harness, &saved, straight(&saved, &server)).await.unwrap();
+        harness.run_jobs().await;
+        assert_eq!(find_restore(&harness, &restore).await.status, RestoreStatus::InProgress);
+        if comes_back {
+            harness.cloud.clear_faults();
+        }
+        harness.run_jobs_to_their_end().await;
+
+        let ended = find_restore(&harness, &restore).await;
+        if comes_back {
+            assert_eq!(ended.status, RestoreStatus::Success, "{}", ended.reason);
+            assert_eq!(contents(&harness, &server)[0], content);
+        } else {
+            assert_eq!(ended.status, RestoreStatus::Fail);
+            assert!(ended.reason.contains("no space left"), "{}", ended.reason);
+            let after = harness.cloud.server(&server.id).unwrap();
+            assert_eq!(after.volumes[0].content, Content::HalfWritten);
+            assert_eq!(after.status, kedge_core::resource::ServerStatus::Shutoff);
+        }
+    }
+}
+
+/// Cancelling undoes what can be undone, whenever it comes.
+#[tokio::test]
+async fn a_cancelled_backup_ends_in_error_and_leaves_nothing() {
+    for op in [SimOp::FindServer, SimOp::OpenSnapshot, SimOp::ConfirmSnapshots] {
+        let harness = Harness::new().await;
+        let server = harness.add_server(&[&disk(33, MIB)]);
+        let (_, id) = begin_backup(&harness, &server).await;
+        harness.cloud.fail_next(op, 1, CloudError::retryable("a passing cloud"));
+        harness.run_jobs().await;
+        let job = item(&harness, &id).await.job_id;
+        harness.store.request_cancel(&job).await.unwrap();
+        harness.run_jobs_to_their_end().await;
+
+        let ended = item(&harness, &id).await;
+        assert_eq!(ended.status, ItemStatus::Error, "{op:?}");
+        assert!(ended.fault.unwrap().reason.contains("cancelled"), "{op:?}");
+        assert_nothing_is_left(&harness).await;
+        assert_eq!(back_up(&harness, &server).await.status, ItemStatus::Available);
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_restore_says_whether_it_touched_anything() {
+    for (op, touched) in [(SimOp::LockServer, false), (SimOp::Finish, true)] {
+        let harness = Harness::new().await;
+        let server = harness.add_server(&[&disk(34, MIB)]);
+        let saved = back_up(&harness, &server).await;
+        let restore = begin_restore(&harness, &saved, straight(&saved, &server)).await.unwrap();
+        harness.cloud.fail_next(op, 1, CloudError::retryable("a passing cloud"));
+        harness.run_jobs().await;
+        let job = harness.store.list_live_jobs().await.unwrap().remove(0).id;
+        harness.store.request_cancel(&job).await.unwrap();
+        harness.run_jobs_to_their_end().await;
+
+        let ended = find_restore(&harness, &restore).await;
+        assert_eq!(ended.status, RestoreStatus::Fail, "{op:?}");
+        assert!(ended.reason.contains("cancelled"), "{op:?}: {}", ended.reason);
+        assert_eq!(ended.reason.contains("half written"), touched, "{op:?}: {}", ended.reason);
+        assert_eq!(item(&harness, &saved.id).await.status, ItemStatus::Available);
+    }
 }

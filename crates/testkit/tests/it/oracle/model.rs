@@ -1,6 +1,6 @@
 //! The judge: what the published table answers, read straight from it.
 //!
-//! Each row of csbs-api 6.1 and 6.2 is a question about a whole world; the first that is
+//! Each row of docs/csbs-v1.md is a question about a whole world; the first that is
 //! answered "yes, broken" gives the code, and nothing else is looked at. Rows of this
 //! service (`KEDGE`) stand between the published ones where the design puts them.
 //!
@@ -45,7 +45,7 @@ const fn row<W, A>(
     Row { title, code, broken }
 }
 
-/// csbs-api 6.2. A row may rely on the rows above it being kept.
+/// docs/csbs-v1.md, `check_restorable`. A row may rely on the rows above it being kept.
 const RESTORE_ROWS: [Row<World, Ask>; 26] = [
     row("1 backup unknown or foreign", "CSBS.3001", |world, ask| {
         let seen = world.backup.as_ref().is_some_and(is_visible);
@@ -117,7 +117,7 @@ const RESTORE_ROWS: [Row<World, Ask>; 26] = [
     row("18e key unavailable", "KEDGE.0008", |world, _| world.repository == Repository::KeyGone),
 ];
 
-/// csbs-api 6.1.
+/// docs/csbs-v1.md, `check_protectable`.
 const PROTECT_ROWS: [Row<ProtectWorld, ProtectAsk>; 15] = [
     row("1 not a server type", "CSBS.6003", |_, ask| ask.resource_type != SERVER_TYPE),
     row("2 server unknown or foreign", "CSBS.6000", |world, _| is_absent(world.server.exists)),
