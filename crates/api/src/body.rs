@@ -1,16 +1,20 @@
 //! Reads JSON bodies so that every complaint names the field it is about.
 //!
-//! The body becomes a tree first, which refuses duplicate keys and deep nesting wherever
-//! they are; [`Object`] and [`Field`] then read it by name and know their own path.
+//! The body becomes a tree first, which refuses duplicate keys, deep nesting and too many
+//! values wherever they are; [`Object`] and [`Field`] then read it by name and know their
+//! own path.
+//!
+//! Invariant: a tree takes little more memory than the values in it. Strangers send bodies
+//! too, and an object of seven bytes must not cost hundreds.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 
 use kedge_core::ids::ID_CHARS_MAX;
 use kedge_service::error::Error;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+
+use crate::config::Limits;
 
 /// A JSON value. It has no `Debug`: a body may hold a password.
 #[derive(PartialEq, Eq)]
@@ -19,22 +23,46 @@ pub(crate) enum Value {
     Flag(bool),
     /// No request of v1 has a number, so its value is of no interest.
     Number,
-    Text(String),
-    List(Vec<Value>),
-    Object(BTreeMap<String, Value>),
+    Text(Box<str>),
+    List(Box<[Value]>),
+    Object(Members),
+}
+
+/// The members of an object in the order of their keys, each key once.
+#[derive(PartialEq, Eq)]
+pub(crate) struct Members(Box<[(Box<str>, Value)]>);
+
+impl Members {
+    /// Sorting finds what is there twice, however many members a stranger sends.
+    ///
+    /// # Errors
+    /// The key that is there twice.
+    fn new(mut members: Vec<(Box<str>, Value)>) -> Result<Self, Box<str>> {
+        members.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        let twice = members.windows(2).position(|pair| pair[0].0 == pair[1].0);
+        match twice {
+            Some(index) => Err(members.swap_remove(index).0),
+            None => Ok(Self(members.into_boxed_slice())),
+        }
+    }
+
+    fn get(&self, name: &str) -> Option<&Value> {
+        let index = self.0.binary_search_by(|(key, _)| (**key).cmp(name)).ok()?;
+        self.0.get(index).map(|(_, value)| value)
+    }
 }
 
 /// Reads a whole body.
 ///
 /// # Errors
-/// It is no JSON, names a key twice or is nested too deep.
-pub(crate) fn parse(bytes: &[u8], depth_max: usize) -> Result<Value, Error> {
-    let complaint = RefCell::new(None);
+/// It is no JSON, names a key twice, is nested too deep or has too many values.
+pub(crate) fn parse(bytes: &[u8], limits: &Limits) -> Result<Value, Error> {
+    let reading = Reading { limits, values: Cell::new(0), complaint: RefCell::new(None) };
     let mut source = serde_json::Deserializer::from_slice(bytes);
-    let root = Node { path: &Path::Root, depth: 0, depth_max, complaint: &complaint };
+    let root = Node { path: &Path::Root, depth: 0, reading: &reading };
     let read = root.deserialize(&mut source).and_then(|value| source.end().map(|()| value));
     read.map_err(|error| {
-        complaint.take().unwrap_or_else(|| {
+        reading.complaint.take().unwrap_or_else(|| {
             Error::bad(
                 "body",
                 format!("valid JSON (line {}, column {})", error.line(), error.column()),
@@ -61,13 +89,19 @@ impl fmt::Display for Path<'_> {
     }
 }
 
+/// What the reading of one body has come to.
+struct Reading<'a> {
+    limits: &'a Limits,
+    values: Cell<usize>,
+    /// What we complained about: serde carries only its own kind of error.
+    complaint: RefCell<Option<Error>>,
+}
+
 /// Reads one value and everything in it.
 struct Node<'a> {
     path: &'a Path<'a>,
     depth: usize,
-    depth_max: usize,
-    /// What we complained about: serde carries only its own kind of error.
-    complaint: &'a RefCell<Option<Error>>,
+    reading: &'a Reading<'a>,
 }
 
 impl<'a> Node<'a> {
@@ -76,15 +110,26 @@ impl<'a> Node<'a> {
     }
 
     fn complain<E: serde::de::Error>(&self, path: &Path<'_>, expected: String) -> E {
-        self.complaint.replace(Some(Error::bad(path.to_string(), expected)));
+        self.reading.complaint.replace(Some(Error::bad(path.to_string(), expected)));
         E::custom("refused")
     }
 
     fn check_depth<E: serde::de::Error>(&self) -> Result<(), E> {
-        if self.depth < self.depth_max {
+        let most = self.reading.limits.json_depth_max;
+        if self.depth < most {
             return Ok(());
         }
-        Err(self.complain(self.path, format!("at most {} levels of nesting", self.depth_max)))
+        Err(self.complain(self.path, format!("at most {most} levels of nesting")))
+    }
+
+    fn count<E: serde::de::Error>(&self) -> Result<(), E> {
+        let most = self.reading.limits.json_values_max;
+        let values = self.reading.values.get() + 1;
+        self.reading.values.set(values);
+        if values <= most {
+            return Ok(());
+        }
+        Err(self.complain(&Path::Root, format!("at most {most} values")))
     }
 }
 
@@ -92,6 +137,7 @@ impl<'de> DeserializeSeed<'de> for Node<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, source: D) -> Result<Value, D::Error> {
+        self.count()?;
         source.deserialize_any(self)
     }
 }
@@ -124,11 +170,11 @@ impl<'de> Visitor<'de> for Node<'_> {
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Value, E> {
-        Ok(Value::Text(text.to_owned()))
+        Ok(Value::Text(text.into()))
     }
 
     fn visit_string<E>(self, text: String) -> Result<Value, E> {
-        Ok(Value::Text(text))
+        Ok(Value::Text(text.into()))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut source: A) -> Result<Value, A::Error> {
@@ -138,35 +184,30 @@ impl<'de> Visitor<'de> for Node<'_> {
             let path = Path::Index(self.path, list.len());
             match source.next_element_seed(self.child(&path))? {
                 Some(value) => list.push(value),
-                None => return Ok(Value::List(list)),
+                None => return Ok(Value::List(list.into())),
             }
         }
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut source: A) -> Result<Value, A::Error> {
         self.check_depth()?;
-        let mut members = BTreeMap::new();
-        while let Some(key) = source.next_key::<String>()? {
-            match members.entry(key) {
-                Entry::Occupied(taken) => {
-                    let path = Path::Key(self.path, taken.key());
-                    return Err(self.complain(&path, "one value, the key is there twice".into()));
-                }
-                Entry::Vacant(free) => {
-                    let key = free.key().clone();
-                    let path = Path::Key(self.path, &key);
-                    free.insert(source.next_value_seed(self.child(&path))?);
-                }
-            }
+        let mut members = Vec::new();
+        while let Some(key) = source.next_key::<Box<str>>()? {
+            let path = Path::Key(self.path, &key);
+            let value = source.next_value_seed(self.child(&path))?;
+            members.push((key, value));
         }
-        Ok(Value::Object(members))
+        Members::new(members).map(Value::Object).map_err(|key| {
+            let path = Path::Key(self.path, &key);
+            self.complain(&path, "one value, the key is there twice".into())
+        })
     }
 }
 
 /// An object, read member by member. Members nobody asks for are ignored.
 pub(crate) struct Object<'a> {
     path: String,
-    members: &'a BTreeMap<String, Value>,
+    members: &'a Members,
 }
 
 impl<'a> Object<'a> {
@@ -266,7 +307,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// A boolean, or its word as some clients send it (csbs-api 2.7).
+    /// A boolean, or its word as some clients send it (docs/csbs-v1.md).
     pub(crate) fn flag(&self) -> Result<bool, Error> {
         match self.value {
             Some(Value::Flag(flag)) => Ok(*flag),
@@ -281,8 +322,12 @@ impl<'a> Field<'a> {
 mod tests {
     use super::*;
 
+    fn limits() -> Limits {
+        Limits { json_depth_max: 8, ..Limits::default() }
+    }
+
     fn complaint(bytes: &[u8]) -> String {
-        match parse(bytes, 8) {
+        match parse(bytes, &limits()) {
             Ok(_) => "none".to_owned(),
             Err(error) => error.to_string(),
         }
@@ -308,12 +353,55 @@ mod tests {
     #[test]
     fn nesting_ends_at_the_limit() {
         let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
-        assert!(parse(nested(8).as_bytes(), 8).is_ok());
+        assert!(parse(nested(8).as_bytes(), &limits()).is_ok());
         assert_eq!(
             complaint(nested(9).as_bytes()),
             "body[0][0][0][0][0][0][0][0]: expected at most 8 levels of nesting"
         );
         assert!(complaint(nested(100_000).as_bytes()).contains("at most 8 levels"));
+    }
+
+    #[test]
+    fn values_end_at_the_limit_wherever_they_are() {
+        let limits = Limits { json_values_max: 5, ..limits() };
+        let read = |body: &str| parse(body.as_bytes(), &limits).map_err(|error| error.to_string());
+        for good in ["[0,0,0,0]", r#"{"a":{"b":1},"c":[2]}"#, "[[[[[]]]]]"] {
+            assert!(read(good).is_ok(), "{good}");
+        }
+        for bad in ["[0,0,0,0,0]", r#"{"a":{"b":1},"c":[2,3]}"#, "[{},{},{},{},{}]"] {
+            assert_eq!(read(bad).err().unwrap(), "body: expected at most 5 values", "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_body_full_of_tiny_objects_is_refused() {
+        let body = format!("[{}0]", "{\"\":0},".repeat((1 << 20) / 7));
+        assert_eq!(complaint(body.as_bytes()), "body: expected at most 50000 values");
+    }
+
+    /// With the limit of values this bounds a tree: nothing is allocated besides texts and
+    /// slices of exactly these.
+    #[test]
+    fn a_value_is_small() {
+        assert!(size_of::<Value>() <= 24);
+        assert!(size_of::<(Box<str>, Value)>() <= 40);
+    }
+
+    #[test]
+    fn every_member_of_a_large_object_is_found_and_the_last_duplicate_too() {
+        let count = Limits::default().json_values_max - 2;
+        // The keys come in neither order.
+        let key = |n: usize| format!("{:05}", n * 7919 % 50_021);
+        let members: String = (0..count).map(|n| format!("\"{}\":true,", key(n))).collect();
+        let body = parse(format!("{{{members}\"z\":null}}").as_bytes(), &limits()).ok().unwrap();
+        let object = Object::root(&body).unwrap();
+        assert!((0..count).all(|n| object.field(&key(n)).flag().unwrap()));
+        assert!(!object.field("none").is_named());
+        let twice = format!("{{{members}\"{}\":null}}", key(0));
+        assert_eq!(
+            complaint(twice.as_bytes()),
+            "00000: expected one value, the key is there twice"
+        );
     }
 
     #[test]
@@ -339,7 +427,7 @@ mod tests {
     fn a_field_knows_its_path_and_what_belongs_there() {
         let body = parse(
             br#"{"a": {"list": [{"id": "x", "off": "False", "on": true, "none": null}], "n": 1}}"#,
-            8,
+            &limits(),
         );
         let body = body.ok().unwrap();
         let a = Object::root(&body).unwrap().field("a").object().unwrap();
@@ -362,7 +450,7 @@ mod tests {
     #[test]
     fn a_word_has_1_to_255_characters_and_no_nul() {
         let word = |text: &str| {
-            let value = Value::Text(text.to_owned());
+            let value = Value::Text(text.into());
             Field { path: "id".to_owned(), value: Some(&value) }.word().is_ok()
         };
         assert!(word(&"ü".repeat(255)));

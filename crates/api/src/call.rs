@@ -17,10 +17,13 @@ use kedge_wire::PROVIDER_ID;
 use zeroize::Zeroizing;
 
 use crate::body::{self, Value};
-use crate::config::PublicUrl;
+use crate::config::{Limits, PublicUrl};
 use crate::error::ApiError;
 use crate::query::{Plus, Query, decode};
 use crate::routes::Api;
+
+/// Most bytes of a login: sixteen times the longest password.
+const LOGIN_BYTES_MAX: usize = 64 << 10;
 
 const AUTH_TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 pub(crate) const SUBJECT_TOKEN: HeaderName = HeaderName::from_static("x-subject-token");
@@ -130,23 +133,67 @@ impl Call {
         base(&api.config.public_url, &self.headers)
     }
 
-    /// The JSON body. Read last: who is not let in sends nothing that we look at.
-    pub(crate) async fn read(&self, api: &Api, body: Body) -> Result<Value, ApiError> {
+    /// What the JSON body asks for. Read last: who is not let in sends nothing that we look
+    /// at. The body's tree is gone when this returns, so that no call keeps it while it
+    /// waits for the service.
+    pub(crate) async fn read<T>(
+        &self,
+        api: &Api,
+        body: Body,
+        convert: impl FnOnce(&Value) -> Result<T, Error>,
+    ) -> Result<T, ApiError> {
+        self.read_within(&api.config.limits, body, convert).await
+    }
+
+    /// As [`Call::read`], for the one body that strangers send: a login is small.
+    pub(crate) async fn read_login<T>(
+        &self,
+        api: &Api,
+        body: Body,
+        convert: impl FnOnce(&Value) -> Result<T, Error>,
+    ) -> Result<T, ApiError> {
+        let limits = &api.config.limits;
+        let body_bytes_max = limits.body_bytes_max.min(LOGIN_BYTES_MAX);
+        let limits = Limits { body_bytes_max, ..limits.clone() };
+        self.read_within(&limits, body, convert).await
+    }
+
+    async fn read_within<T>(
+        &self,
+        limits: &Limits,
+        body: Body,
+        convert: impl FnOnce(&Value) -> Result<T, Error>,
+    ) -> Result<T, ApiError> {
         if !is_json(&self.headers) {
             return Err(ApiError::new(Code::MediaType, "Content-Type: expected application/json"));
         }
-        let limits = &api.config.limits;
-        let bytes = match Limited::new(body, limits.body_bytes_max).collect().await {
-            Ok(body) => body.to_bytes(),
+        let most = limits.body_time();
+        let Ok(bytes) = tokio::time::timeout(most, collect(body, limits.body_bytes_max)).await
+        else {
+            let text = format!("body: expected within {} seconds", most.as_secs_f64());
+            return Err(ApiError::new(Code::Timeout, text));
+        };
+        let tree = body::parse(&bytes?, limits)?;
+        Ok(convert(&tree)?)
+    }
+}
+
+/// The bytes of a body in one piece: pieces, which may be as small as their sender likes,
+/// cost more than their bytes.
+async fn collect(body: Body, bytes_max: usize) -> Result<Vec<u8>, ApiError> {
+    let mut body = Limited::new(body, bytes_max);
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        match frame {
+            Ok(frame) => bytes.extend_from_slice(frame.data_ref().map_or(&[], |data| data)),
             Err(error) if error.is::<LengthLimitError>() => {
-                let most = limits.body_bytes_max;
-                let text = format!("body: expected at most {most} bytes");
+                let text = format!("body: expected at most {bytes_max} bytes");
                 return Err(ApiError::new(Code::TooLarge, text));
             }
             Err(_) => return Err(ApiError::bad("body", "as many bytes as announced")),
-        };
-        Ok(body::parse(&bytes, limits.json_depth_max)?)
+        }
     }
+    Ok(bytes)
 }
 
 /// Clients that send JSON without saying so are believed; some do.

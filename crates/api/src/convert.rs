@@ -164,7 +164,7 @@ fn volume_backup(item: &Item, volume: &VolumeBackup) -> wire::checkpoint_item::V
     }
 }
 
-/// Cinder's words for backups (csbs-api 3.6).
+/// Cinder's words for backups (docs/csbs-v1.md).
 fn volume_status(status: ItemStatus) -> &'static str {
     match status {
         ItemStatus::WaitingProtect | ItemStatus::Protecting => "creating",

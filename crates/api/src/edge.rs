@@ -33,18 +33,24 @@ const NO_ROUTE: &str = "none";
 /// The route that answers even when the service is full: a restart would not help.
 pub(crate) const ALWAYS_ANSWERED: &str = "/healthz";
 
+/// The route on which strangers send bodies that are read, with `POST`.
+pub(crate) const LOGIN: &str = "/v3/auth/tokens";
+
 /// What the edge works with.
 #[derive(Clone, Debug)]
 pub(crate) struct Edge {
     config: Arc<ApiConfig>,
     metrics: Metrics,
     places: Arc<Semaphore>,
+    /// How many of the places logins may take.
+    login_places: Arc<Semaphore>,
 }
 
 impl Edge {
     pub(crate) fn new(config: Arc<ApiConfig>, metrics: Metrics) -> Self {
         let places = Arc::new(Semaphore::new(config.limits.requests_max));
-        Self { config, metrics, places }
+        let login_places = Arc::new(Semaphore::new(config.limits.logins_max()));
+        Self { config, metrics, places, login_places }
     }
 }
 
@@ -74,8 +80,10 @@ pub(crate) async fn around(State(edge): State<Edge>, request: Request, next: Nex
 
 /// The handler's answer, or why there is none.
 async fn answer(edge: &Edge, route: &str, request: Request, next: Next) -> Response {
+    let is_login = route == LOGIN && request.method() == Method::POST;
+    let share = is_login.then(|| edge.login_places.try_acquire()).transpose();
     let place = edge.places.try_acquire();
-    if place.is_err() && route != ALWAYS_ANSWERED {
+    if (share.is_err() || place.is_err()) && route != ALWAYS_ANSWERED {
         return ApiError::new(Code::Unavailable, "too many requests at once, try again later")
             .into_response();
     }
@@ -213,6 +221,7 @@ mod tests {
         let router = Router::new()
             .route("/v1/{project_id}", get(|| async { "fine" }))
             .route(ALWAYS_ANSWERED, get(|| async { "alive" }))
+            .route(LOGIN, get(|| async { "shown" }).post(|| async { "in" }))
             .layer(from_fn_with_state(edge, around));
         (router, metrics)
     }
@@ -302,6 +311,36 @@ mod tests {
         assert_eq!(code_of(answer).await, "CSBS.9998");
         drop(hanging);
         assert_eq!(ask(&router, "GET", "/v1/p").await.status(), StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn logins_take_a_quarter_of_the_places_at_most() {
+        let (router, _) = edged(|config| {
+            config.limits.requests_max = 8;
+            config.before_call = Some(BeforeCall(Arc::new(|route| {
+                let hang = route == LOGIN;
+                async move {
+                    if hang {
+                        futures::future::pending::<()>().await;
+                    }
+                }
+                .boxed()
+            })));
+        });
+        let mut first = Box::pin(ask(&router, "POST", LOGIN));
+        let mut second = Box::pin(ask(&router, "POST", LOGIN));
+        assert!(futures::poll!(&mut first).is_pending());
+        assert!(futures::poll!(&mut second).is_pending());
+        let third = ask(&router, "POST", LOGIN).await;
+        assert_eq!(third.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(code_of(third).await, "CSBS.9998");
+        assert_eq!(ask(&router, "GET", "/v1/p").await.status(), StatusCode::OK);
+        // With a token the same path is as good as any other.
+        let mut shown = Box::pin(ask(&router, "GET", LOGIN));
+        assert!(futures::poll!(&mut shown).is_pending());
+        drop(first);
+        let mut fourth = Box::pin(ask(&router, "POST", LOGIN));
+        assert!(futures::poll!(&mut fourth).is_pending());
     }
 
     #[tokio::test]

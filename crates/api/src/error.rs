@@ -153,7 +153,7 @@ fn is_unprintable(c: char) -> bool {
 }
 
 /// No `_` arm: a new code without a status does not compile. Published codes have their
-/// published status (csbs-api 5); on `POST /restores` our own say whether asking again
+/// published status (docs/csbs-v1.md); on `POST /restores` our own say whether asking again
 /// can help (503) or not (400; a 409 stops clients).
 pub(crate) fn status_of(code: Code) -> StatusCode {
     match code {
@@ -214,7 +214,7 @@ pub(crate) fn status_of(code: Code) -> StatusCode {
 mod tests {
     use super::*;
 
-    /// What the published table (csbs-api 5) says where it is not 400.
+    /// What the published table (docs/csbs-v1.md) says where it is not 400.
     #[test]
     fn published_codes_have_their_published_status() {
         let published = [

@@ -20,6 +20,7 @@ mod query;
 mod requests;
 mod routes;
 mod serve;
+mod stream;
 
 pub use config::{ApiConfig, BeforeCall, Limits, PublicUrl};
 pub use metrics::Metrics;

@@ -12,7 +12,7 @@ use crate::handlers::{checkpoints, checks, identity, items, restores, service};
 /// Name of the token's scheme in the document.
 const TOKEN: &str = "token";
 
-/// What any call may answer besides success (csbs-api 2.2 and the API's own limits).
+/// What any call may answer besides success (docs/csbs-v1.md and the API's own limits).
 const ERRORS: [(&str, &str); 11] = [
     ("400", "A parameter is malformed, or the request cannot be done now"),
     ("401", "No token, or not a valid one"),

@@ -7,7 +7,7 @@ use kedge_core::time::Timestamp;
 use kedge_service::error::Error;
 use kedge_service::items::{Direction, ItemFilter, ItemQuery, PageRequest, Scope, SortKey};
 
-/// Entries of a page unless asked for fewer; also the most (csbs-api 2.6).
+/// Entries of a page unless asked for fewer; also the most (docs/csbs-v1.md).
 pub(crate) const LIMIT_MAX: u32 = 1000;
 
 /// A resource type that nothing has.
@@ -36,7 +36,7 @@ impl Query {
     }
 
     /// The value of a parameter that may be there once; empty means absent, as clients
-    /// send it (csbs-api 4.5).
+    /// send it (docs/csbs-v1.md).
     pub(crate) fn one(&self, key: &str) -> Result<Option<&str>, Error> {
         let mut values = self.all(key);
         let first = values.next();

@@ -278,9 +278,10 @@ mod tests {
 
     use super::*;
     use crate::body;
+    use crate::config::Limits;
 
     fn tree(json: &Json) -> Value {
-        body::parse(json.to_string().as_bytes(), 32).ok().unwrap()
+        body::parse(json.to_string().as_bytes(), &Limits::default()).ok().unwrap()
     }
 
     fn seed() -> Json {
@@ -310,7 +311,7 @@ mod tests {
         assert_eq!(asked[0].resource_type, "OS::Nova::Server");
     }
 
-    /// The table: each field of the seed's request, absent, null, of a wrong type
+    /// Each field of the seed's request, absent, null, of a wrong type
     /// and empty.
     #[test]
     fn each_field_that_is_absent_null_wrong_or_empty_is_named() {

@@ -56,7 +56,7 @@ pub(crate) fn routes() -> Vec<Route> {
         get("/v1/", service::versions),
         get("/v3", identity::version),
         get("/v3/", identity::version),
-        post("/v3/auth/tokens", identity::login),
+        post(edge::LOGIN, identity::login),
         get("/v3/auth/tokens", identity::show_token),
         delete("/v3/auth/tokens", identity::revoke),
         get("/v3/auth/catalog", identity::catalog),

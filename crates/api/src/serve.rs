@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, warn};
 
 use crate::config::Limits;
+use crate::stream::WriteLimited;
 
 /// How long to leave a listener alone that cannot accept, which is mostly for want of
 /// file descriptors: time for others to close some.
@@ -41,7 +42,8 @@ pub async fn serve(
         };
         let Some((stream, permit)) = accepted else { continue };
         let service = TowerToHyperService::new(router.clone());
-        let connection = running.watch(http.serve_connection(TokioIo::new(stream), service));
+        let stream = TokioIo::new(WriteLimited::new(stream, limits.write_time));
+        let connection = running.watch(http.serve_connection(stream, service));
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 debug!(%error, "a connection ended early: {error}");
@@ -123,6 +125,9 @@ mod tests {
         String::from_utf8(answer).unwrap()
     }
 
+    /// Longest wait for what has to happen: only a failing test takes it.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
     const GET: &str = "GET / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n";
 
     #[tokio::test]
@@ -183,6 +188,24 @@ mod tests {
         let long = "x".repeat(2000);
         let long = exchange(server.address, &format!("GET / HTTP/1.1\r\na: {long}\r\n\r\n")).await;
         assert!(long.starts_with("HTTP/1.1 431"), "{long}");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_nothing_loses_its_connection() {
+        let limits = Limits {
+            connections_max: 1,
+            write_time: Duration::from_millis(20),
+            ..Limits::default()
+        };
+        // More than the sockets of both sides take.
+        let large = || async { vec![b'x'; 64 << 20] };
+        let router = Router::new().route("/", get(|| async { "fine" })).route("/large", get(large));
+        let server = start(router, limits).await;
+        let mut idle = TcpStream::connect(server.address).await.unwrap();
+        idle.write_all(b"GET /large HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
+        let next = tokio::time::timeout(PATIENCE, exchange(server.address, GET)).await;
+        assert!(next.unwrap().ends_with("fine"));
+        drop(idle);
     }
 
     #[tokio::test]

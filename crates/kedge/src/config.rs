@@ -72,12 +72,14 @@ pub(crate) enum SharedVolumes {
 pub(crate) struct Limits {
     pub(crate) body_bytes_max: usize,
     pub(crate) json_depth_max: usize,
+    pub(crate) json_values_max: usize,
     pub(crate) questions_max: usize,
     pub(crate) mappings_max: usize,
     pub(crate) request_secs: u64,
     pub(crate) requests_max: usize,
     pub(crate) connections_max: usize,
     pub(crate) header_secs: u64,
+    pub(crate) write_secs: u64,
     pub(crate) headers_max: usize,
     pub(crate) header_bytes_max: usize,
     pub(crate) drain_secs: u64,
@@ -137,12 +139,14 @@ impl Default for Limits {
         Self {
             body_bytes_max: http.body_bytes_max,
             json_depth_max: http.json_depth_max,
+            json_values_max: http.json_values_max,
             questions_max: service.questions_max,
             mappings_max: service.mappings_max,
             request_secs: service.request_time.as_secs(),
             requests_max: http.requests_max,
             connections_max: http.connections_max,
             header_secs: http.header_time.as_secs(),
+            write_secs: http.write_time.as_secs(),
             headers_max: http.headers_max,
             header_bytes_max: http.header_bytes_max,
             drain_secs: http.drain_time.as_secs(),
@@ -330,12 +334,15 @@ impl Config {
         let limits = &self.limits;
         problems.within("limits.body_bytes_max", &limits.body_bytes_max, (1 << 10, 64 << 20));
         problems.within("limits.json_depth_max", &limits.json_depth_max, (8, 64));
+        let values = &limits.json_values_max;
+        problems.within("limits.json_values_max", values, (1000, 10_000_000));
         problems.within("limits.questions_max", &limits.questions_max, (1, 10_000));
         problems.within("limits.mappings_max", &limits.mappings_max, (1, 1024));
         problems.within("limits.request_secs", &limits.request_secs, (1, 600));
         problems.within("limits.requests_max", &limits.requests_max, (1, 65_536));
         problems.within("limits.connections_max", &limits.connections_max, (1, 65_536));
         problems.within("limits.header_secs", &limits.header_secs, (1, 600));
+        problems.within("limits.write_secs", &limits.write_secs, (1, 600));
         problems.within("limits.headers_max", &limits.headers_max, (16, 1024));
         problems.within("limits.header_bytes_max", &limits.header_bytes_max, (8 << 10, 1 << 20));
         problems.within("limits.drain_secs", &limits.drain_secs, (0, 3600));
@@ -403,10 +410,12 @@ impl Config {
         kedge_api::Limits {
             body_bytes_max: limits.body_bytes_max,
             json_depth_max: limits.json_depth_max,
+            json_values_max: limits.json_values_max,
             request_time: Duration::from_secs(limits.request_secs) + ANSWER_TIME,
             requests_max: limits.requests_max,
             connections_max: limits.connections_max,
             header_time: Duration::from_secs(limits.header_secs),
+            write_time: Duration::from_secs(limits.write_secs),
             headers_max: limits.headers_max,
             header_bytes_max: limits.header_bytes_max,
             drain_time: Duration::from_secs(limits.drain_secs),

@@ -32,8 +32,7 @@ pub(crate) async fn protect(
 ) -> Answer<CheckpointBody> {
     let context = call.enter_provider(&api, Right::Write).await?;
     let server = call.param("resource_id")?;
-    let body = call.read(&api, body).await?;
-    let request = requests::protect(&server, &body)?;
+    let request = call.read(&api, body, |body| requests::protect(&server, body)).await?;
     let checkpoint = api.app.protect(&context, request).await?;
     Ok(Json(CheckpointBody { checkpoint: convert::checkpoint(&checkpoint) }))
 }

@@ -33,8 +33,7 @@ pub(crate) async fn check(
     body: Body,
 ) -> Answer<ResourcesAnswer> {
     let context = call.enter_provider(&api, Right::Read).await?;
-    let body = call.read(&api, body).await?;
-    Ok(Json(match requests::check(&body)? {
+    Ok(Json(match call.read(&api, body, requests::check).await? {
         Check::Protectable(asked) => {
             let questions = asked.iter().map(|asked| asked.question.clone()).collect();
             let answers = api.app.check_protectable(&context, questions).await?;

@@ -55,8 +55,8 @@ pub(crate) async fn login(
     body: Body,
 ) -> Result<Response, ApiError> {
     let (query, base) = (call.query()?, call.base(&api)?);
-    let body = call.read(&api, body).await?;
-    let issued = api.app.login(requests::login(&body)?).await?;
+    let login = call.read_login(&api, body, requests::login).await?;
+    let issued = api.app.login(login).await?;
     let wants_catalog = query.all("nocatalog").next().is_none();
     let catalog = wants_catalog.then(|| catalog_of(&api, &base, &issued.info)).flatten();
     let body = convert::token(&issued.info, catalog);

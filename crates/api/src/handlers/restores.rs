@@ -27,8 +27,8 @@ pub(crate) async fn restore(
     body: Body,
 ) -> Answer<RestoreAnswer> {
     let context = call.enter(&api, Right::Write).await?;
-    let body = call.read(&api, body).await?;
-    let restore = api.app.restore(&context, requests::restore(&body)?).await?;
+    let request = call.read(&api, body, requests::restore).await?;
+    let restore = api.app.restore(&context, request).await?;
     Ok(Json(RestoreAnswer { restore: convert::restore(&restore) }))
 }
 

@@ -1,5 +1,10 @@
 //! Every kind of no, with its status, its code and the one body.
 
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::body::Body;
+use futures::stream::pending;
 use http::StatusCode;
 use kedge_testkit::{MEMBER, OTHER_PROJECT, PASSWORD, PROJECT, READER};
 use serde_json::json;
@@ -83,6 +88,52 @@ async fn what_is_no_json_of_this_size_is_refused_by_kind() {
     assert_refused(&server.get("/v1/a/b/c").await, 404, "APIGW.0101");
     assert_refused(&server.get(&at("checkpoint_items?name=%ff")).await, 400, "CSBS.9001");
     assert_refused(&server.get(&at("checkpoint_items?marker=none")).await, 400, "CSBS.9001");
+}
+
+#[tokio::test]
+async fn a_body_of_too_many_values_is_named() {
+    let server = Server::new().await;
+    let body = format!("[{}0]", "{\"\":0},".repeat(100_000));
+    for (path, most) in [(provider("resources/action"), "50000 values"), (at("restores"), "50000")]
+    {
+        let token = ("x-auth-token", server.token.as_str());
+        let reply = server.send("POST", &path, &[token], &body).await;
+        assert_refused(&reply, 400, "CSBS.9001");
+        let text = reply.body["error_msg"].as_str().unwrap();
+        assert!(text.starts_with(&format!("body: expected at most {most}")), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_login_is_smaller_than_other_bodies() {
+    let server = Server::new().await;
+    let blanks = " ".repeat((64 << 10) + 1);
+    let reply = server.send("POST", "/v3/auth/tokens", &[], &blanks).await;
+    assert_refused(&reply, 413, "KEDGE.4130");
+    assert_eq!(reply.body["error_msg"], "body: expected at most 65536 bytes");
+    let reply = server.send("POST", "/v3/auth/tokens", &[], &blanks[1..]).await;
+    assert_refused(&reply, 400, "CSBS.9001");
+    let token = ("x-auth-token", server.token.as_str());
+    let reply = server.send("POST", &at("restores"), &[token], &blanks).await;
+    assert_refused(&reply, 400, "CSBS.9001");
+}
+
+/// With room for one call, each next one shows that the one before gave its place back.
+#[tokio::test]
+async fn a_body_that_does_not_come_ends_its_call_long_before_the_limit_of_calls() {
+    let server = Server::with(|config| {
+        config.limits.requests_max = 1;
+        config.limits.header_time = Duration::from_millis(1);
+        config.limits.request_time = Duration::MAX;
+    })
+    .await;
+    let token = ("x-auth-token", server.token.as_str());
+    let endless = || Body::from_stream(pending::<Result<Vec<u8>, Infallible>>());
+    for (path, headers) in [("/v3/auth/tokens".to_owned(), &[][..]), (at("restores"), &[token])] {
+        let reply = server.send_body("POST", &path, headers, endless()).await;
+        assert_refused(&reply, 504, "KEDGE.5040");
+        assert_eq!(reply.body["error_msg"], "body: expected within 0.001 seconds");
+    }
 }
 
 #[tokio::test]
