@@ -57,9 +57,11 @@ impl LocalBackend {
         };
         match fs::metadata(&landmark) {
             Ok(_) => Ok(()),
-            Err(error) if is_absent(&error) => Err(BackendError::Unreachable {
-                text: format!("the repository directory {} is gone", self.root.display()),
-            }),
+            Err(error) if is_absent(&error) || error.kind() == ErrorKind::NotADirectory => {
+                Err(BackendError::Unreachable {
+                    text: format!("the repository directory {} is gone", self.root.display()),
+                })
+            }
             Err(error) => Err(failure(&error)),
         }
     }
@@ -276,7 +278,7 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
 }
 
 fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+    error.kind() == ErrorKind::NotFound
 }
 
 #[expect(

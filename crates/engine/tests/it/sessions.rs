@@ -359,3 +359,20 @@ fn a_half_made_repository_of_another_password_is_made_anew() {
     Repository::open(Arc::clone(&backend), &password).unwrap();
     assert_eq!(backend.list(ObjectKind::Key).unwrap().len(), 1);
 }
+
+/// A directory of objects that was replaced by something else holds no answer.
+#[test]
+fn what_is_no_directory_of_objects_is_an_error_and_never_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("repo");
+    let backend: Arc<dyn Backend> = Arc::new(LocalBackend::new(&root));
+    let repo = create(backend).unwrap();
+    let disk = Disk::new(distinct_chunks(1, 1));
+    let (id, _) = back_up(&repo, &disk, None, &store_options(), "one").unwrap();
+    std::fs::rename(root.join("snapshots"), root.join("elsewhere")).unwrap();
+    std::fs::write(root.join("snapshots"), b"").unwrap();
+
+    assert!(repo.snapshot_exists(id).is_err());
+    assert!(repo.delete_snapshot(id).is_err());
+    assert!(repo.list_snapshots().is_err());
+}

@@ -5,11 +5,13 @@
 //! Invariant looked for after every single kill: a server whose disks are half written is
 //! stopped and marked, and its restore is not called a success.
 
+use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::site::{Backup, Disks, LEASE_SECS, Random, Site, Start, message};
 
@@ -165,6 +167,115 @@ fn kill_at_each(site: &mut Site, points: &[&str], look: impl Fn(&mut Site, &str)
     }
 }
 
+/// The repository is being made meanwhile.
+#[test]
+fn a_kill_at_any_point_of_the_very_first_backup_costs_nothing_but_time() {
+    let points = ["protect.frozen"].into_iter().chain(BEFORE_STORED).chain(AFTER_STORED);
+    for point in points.collect::<BTreeSet<_>>() {
+        judge_first_backup(Start::HaltAt(point), |site| {
+            site.wait_until_halted();
+        });
+    }
+}
+
+#[test]
+fn a_kill_at_any_moment_of_the_very_first_backup_costs_nothing_but_time() {
+    let mut random = Random(3);
+    for _ in 0..FIRST_BACKUPS {
+        let wait = Duration::from_micros(random.below(FIRST_WAIT_MICROS_MAX));
+        judge_first_backup(Start::Plain, |_| std::thread::sleep(wait));
+    }
+}
+
+const FIRST_BACKUPS: u32 = 8;
+/// A whole backup takes about as long.
+const FIRST_WAIT_MICROS_MAX: u64 = 60_000;
+
+fn judge_first_backup(start: Start<'_>, wait: impl FnOnce(&mut Site)) {
+    let mut site = Site::new();
+    site.start(start);
+    let backup = site.protect();
+    wait(&mut site);
+    site.kill();
+    site.start(Start::Plain);
+    site.wait_until_available(&backup);
+    site.assert_clean(&[&backup]);
+    assert_that_all_restore(&mut site, &[backup]);
+    site.assert_sound_to_the_last_byte();
+}
+
+#[test]
+fn a_kill_while_a_failed_job_is_undone_costs_nothing_but_time() {
+    let mut site = Site::new();
+    site.start(Start::Plain);
+    let kept = site.protect();
+    site.wait_until_available(&kept);
+    undo_a_backup_through_kills(&mut site);
+    undo_a_restore_through_kills(&mut site, &kept);
+    site.assert_clean(&[&kept]);
+    undo_a_deletion_through_kills(&mut site, &kept);
+    site.delete(&kept);
+    site.wait_until_deleted(&kept);
+    site.assert_clean(&[]);
+    site.assert_sound_to_the_last_byte();
+}
+
+fn undo_a_backup_through_kills(site: &mut Site) {
+    let point = "protect.undone";
+    site.put_disks(&Disks::of_noise(10));
+    site.restart(Start::FileBytesMaxAndHaltAt(2 << 20, point));
+    let failed = site.protect();
+    kill_at_each(site, &[point; 3], |site, _| {
+        assert_eq!(site.item(&failed).status, "protecting");
+        assert_eq!(site.objects("snapshots").len(), 1);
+    });
+    assert_failed_backup(site, &failed);
+    site.delete(&failed);
+    site.wait_until_deleted(&failed);
+}
+
+/// It fails before anything is written, so it leaves the server as it was.
+fn undo_a_restore_through_kills(site: &mut Site, backup: &Backup) {
+    let point = "restore.undone";
+    let here = site.system_disk();
+    let away = here.with_extension("away");
+    site.restart(Start::HaltAt("restore.locked"));
+    let restore = site.restore(backup);
+    site.wait_until_halted();
+    fs::rename(&here, &away).unwrap();
+    site.kill();
+    site.start(Start::HaltAt(point));
+    kill_at_each(site, &[point; 3], |site, _| {
+        assert_eq!(site.restore_status(&restore), "in_progress");
+        assert_eq!(site.item(backup).status, "restoring");
+    });
+    site.wait_until_available(backup);
+    assert_eq!(site.restore_status(&restore), "fail");
+    assert_eq!((site.marks(), &site.cloud_state()["lock_holder"]), (0, &Value::Null));
+    fs::rename(away, here).unwrap();
+}
+
+/// What lies where its snapshot was cannot be removed.
+fn undo_a_deletion_through_kills(site: &mut Site, backup: &Backup) {
+    let point = "delete.undone";
+    let snapshots = site.objects("snapshots");
+    assert_eq!(snapshots.len(), 1);
+    let here = site.repository().join("snapshots").join(snapshots.iter().next().unwrap());
+    let away = site.repository().join("away");
+    site.restart(Start::HaltAt(point));
+    fs::rename(&here, &away).unwrap();
+    fs::create_dir(&here).unwrap();
+    site.delete(backup);
+    kill_at_each(site, &[point; 3], |site, _| {
+        assert_eq!(site.item(backup).status, "deleting");
+    });
+    let item = site.settled(backup);
+    assert_eq!(item.extend_info.fail_op, "delete", "{item:?}");
+    assert_eq!(item.status, "error");
+    fs::remove_dir(&here).unwrap();
+    fs::rename(away, here).unwrap();
+}
+
 #[test]
 fn a_kill_at_any_moment_costs_nothing_but_time() {
     let mut site = Site::new();
@@ -262,7 +373,7 @@ fn a_mover_paused_past_its_lease_writes_nothing_after_its_successor_began() {
     site.start(Start::Plain);
     let backup = site.protect();
     site.wait_until_available(&backup);
-    let was_taken_over = (0..10).any(|_| {
+    let was_taken_over = (0..PAUSES_MAX).any(|_| {
         site.put_disks(&Disks::of_noise(3));
         restore_with_a_pause(&mut site, &backup) == Woken::TakenOver
     });
@@ -270,6 +381,9 @@ fn a_mover_paused_past_its_lease_writes_nothing_after_its_successor_began() {
     site.assert_clean(&[&backup]);
     site.assert_sound_to_the_last_byte();
 }
+
+/// Each takes about as long as a lease; the first one is usually enough.
+const PAUSES_MAX: u32 = 4;
 
 /// What a paused attempt met when it woke.
 #[derive(Debug, PartialEq, Eq)]
@@ -289,12 +403,11 @@ fn restore_with_a_pause(site: &mut Site, backup: &Backup) -> Woken {
     site.wait_until_halted();
     let first = fences(site)[0];
 
-    // After the beats at two and four seconds, before the look at five.
-    std::thread::sleep(Duration::from_millis(4500));
     site.signal(Signal::SIGSTOP);
     std::thread::sleep(Duration::from_secs(LEASE_SECS));
     site.signal(Signal::SIGCONT);
-    std::thread::sleep(Duration::from_millis(500));
+    // It is awake.
+    assert_eq!(site.item(backup).status, "restoring");
     // The first attempt moves again. Its successor will halt before it writes.
     site.release();
     let woken = site.wait_for("the first attempt has ended", |site| {
@@ -352,7 +465,8 @@ fn a_repository_that_is_away_is_waited_for_and_harms_nothing() {
     site.assert_sound_to_the_last_byte();
 }
 
-/// A limit on the size of files stands for a full disk, which takes rights to make.
+/// A file that may not grow so large is a failure that lasts, unlike a full disk, which is
+/// waited for.
 #[test]
 fn a_backup_that_cannot_be_written_ends_in_error_and_the_next_one_works() {
     let mut site = Site::new();

@@ -2,15 +2,27 @@
 
 use std::fs;
 
-use crate::site::{Site, Start, message};
+use crate::site::{Disks, Log, LogFormat, Site, Start, message};
 
 /// A path upwards, an absolute one, a forged log line, a terminal code, a tag separator.
 const NAME: &str =
     "../../../../tmp/kedge-was-here\n{\"message\":\"forged\"}\u{1b}]0;owned\u{7}\u{1b}[31m,/etc\r";
 
+/// How the second line of the name would begin.
+const FORGED: &[u8] = b"{\"message\":\"forged\"}";
+
 #[test]
 fn names_of_servers_and_disks_become_neither_paths_nor_escapes() {
-    let mut site = Site::new();
+    judge_names(LogFormat::Json);
+}
+
+#[test]
+fn names_of_servers_and_disks_become_neither_paths_nor_escapes_with_a_log_of_text() {
+    judge_names(LogFormat::Text);
+}
+
+fn judge_names(format: LogFormat) {
+    let mut site = Site::with_log(Log { format, filter: "debug" });
     site.name_everything(NAME);
     site.start(Start::Plain);
     let backup = site.protect();
@@ -40,8 +52,21 @@ fn names_of_servers_and_disks_become_neither_paths_nor_escapes() {
         assert!(folder.chars().all(plain) && !folder.starts_with('.'), "{folder:?}");
     }
 
+    // Failures are told with what they were about.
+    site.put_disks(&Disks::of_noise(2));
+    site.restart(Start::HaltAt("restore.locked"));
+    let restore = site.restore(&backup);
+    site.wait_until_halted();
+    fs::remove_file(site.system_disk()).unwrap();
+    site.release();
+    site.log_line("failed");
+    site.wait_until_available(&backup);
+    assert_eq!(site.restore_status(&restore), "fail");
+
     site.stop();
     let log = site.log_bytes();
     assert!(!log.iter().any(|byte| *byte < b' ' && *byte != b'\n'), "the log holds raw codes");
+    assert!(!log.contains(&0x7f));
+    assert!(!log.split(|byte| *byte == b'\n').any(|line| line.starts_with(FORGED)));
     assert!(!site.log().iter().any(|event| message(event) == "forged"));
 }

@@ -8,5 +8,6 @@ mod demo;
 mod hostile;
 mod kedge;
 mod operator;
+mod secrets;
 mod serve;
 mod site;

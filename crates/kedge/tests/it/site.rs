@@ -1,7 +1,7 @@
 //! One machine for a test: a directory with a local cloud of one server, and the real
 //! program as a child process that can be halted, paused, killed and started again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 const PROJECT: &str = "3f2b9c1d7a6e4c58b0d1e2f3a4b5c6d7";
-const PASSWORD: &str = "correct horse battery staple";
+pub(crate) const PASSWORD: &str = "correct horse battery staple";
 pub(crate) const SERVER: &str = "5aa119a8-d25b-45a7-8d1b-88e127885635";
 /// Backed up and restored first.
 const SYSTEM_DISK: &str = "45baf976-c20a-4894-a7c3-c94b7376bf55";
@@ -101,6 +101,43 @@ pub(crate) enum Start<'a> {
     HaltAt(&'a str),
     /// No file may grow beyond this.
     FileBytesMax(u64),
+    /// Both.
+    FileBytesMaxAndHaltAt(u64, &'a str),
+}
+
+impl<'a> Start<'a> {
+    fn file_bytes_max(self) -> Option<u64> {
+        match self {
+            Self::FileBytesMax(bytes) | Self::FileBytesMaxAndHaltAt(bytes, _) => Some(bytes),
+            Self::Plain | Self::HaltAt(_) => None,
+        }
+    }
+
+    fn halt_at(self) -> Option<&'a str> {
+        match self {
+            Self::HaltAt(point) | Self::FileBytesMaxAndHaltAt(_, point) => Some(point),
+            Self::Plain | Self::FileBytesMax(_) => None,
+        }
+    }
+}
+
+/// The part `log` of a configuration.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Log {
+    pub(crate) format: LogFormat,
+    pub(crate) filter: &'static str,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LogFormat {
+    Json,
+    Text,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Json, filter: "info,kedge_api=warn" }
+    }
 }
 
 /// A backup as tests name it.
@@ -115,9 +152,12 @@ pub(crate) struct Backup {
 #[derive(Debug)]
 pub(crate) struct Site {
     dir: TempDir,
+    log: Log,
     runtime: Runtime,
     child: Option<Child>,
     client: Option<Client>,
+    /// Of every login so far.
+    tokens: Vec<String>,
     /// Where the log of the running process begins.
     log_begins: u64,
     pub(crate) kills: u32,
@@ -125,11 +165,17 @@ pub(crate) struct Site {
 
 impl Site {
     pub(crate) fn new() -> Self {
+        Self::with_log(Log::default())
+    }
+
+    pub(crate) fn with_log(log: Log) -> Self {
         let site = Self {
             dir: tempfile::tempdir().unwrap(),
+            log,
             runtime: Runtime::new().unwrap(),
             child: None,
             client: None,
+            tokens: Vec::new(),
             log_begins: 0,
             kills: 0,
         };
@@ -151,17 +197,22 @@ impl Site {
         fs::write(self.server_dir().join("server.toml"), text).unwrap();
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     fn write_config(&self) {
         let dir = self.dir.path().display();
+        let (filter, format) = (self.log.filter, self.log.format);
+        let format = match format {
+            LogFormat::Json => "json",
+            LogFormat::Text => "text",
+        };
         let text = format!(
             "state_dir = \"{dir}/state\"\nusers = \"{dir}/users.toml\"\n\
              listen = \"127.0.0.1:0\"\nlease_secs = {LEASE_SECS}\n\
              [cloud]\nkind = \"local\"\nservers_dir = \"{dir}/servers\"\n\
-             [log]\nformat = \"json\"\nfilter = \"info,kedge_api=warn\"\n"
+             [log]\nformat = \"{format}\"\nfilter = \"{filter}\"\n"
         );
         fs::write(self.path("kedge.toml"), text).unwrap();
     }
@@ -201,9 +252,9 @@ impl Site {
         self.log_begins = log.metadata().unwrap().len();
         self.release();
         let program = env!("CARGO_BIN_EXE_kedge");
-        let mut command = match how {
-            Start::Plain | Start::HaltAt(_) => Command::new(program),
-            Start::FileBytesMax(bytes) => {
+        let mut command = match how.file_bytes_max() {
+            None => Command::new(program),
+            Some(bytes) => {
                 let mut shell = Command::new("sh");
                 let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", bytes / 512);
                 shell.args(["-c", &script, "sh", program]);
@@ -211,7 +262,7 @@ impl Site {
             }
         };
         command.arg("serve").arg("--config").arg(self.path("kedge.toml"));
-        if let Start::HaltAt(point) = how {
+        if let Some(point) = how.halt_at() {
             command.env("KEDGE_TEST_HALT_AT", point);
             command.env("KEDGE_TEST_HALT_FILE", self.halt_file());
         }
@@ -284,14 +335,19 @@ impl Site {
         panic!("waited in vain until {what}\n{}", self.log_tail());
     }
 
-    /// What the running process has logged so far, whole lines only.
+    /// What the running process has logged so far, whole lines only. A line of text is an
+    /// event that is all message.
     pub(crate) fn log(&self) -> Vec<Value> {
         let mut file = File::open(self.path("log")).unwrap();
         file.seek(SeekFrom::Start(self.log_begins)).unwrap();
         let mut text = String::new();
         file.read_to_string(&mut text).unwrap();
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        let event = |line: &str| match self.log.format {
+            LogFormat::Json => serde_json::from_str(line).ok(),
+            LogFormat::Text => Some(serde_json::json!({ "message": line })),
+        };
+        whole.lines().filter_map(event).collect()
     }
 
     /// Waits for a message and returns its event.
@@ -374,12 +430,32 @@ impl Site {
     }
 
     fn login(&mut self) -> Client {
-        let serving = self.log_line("serving on");
-        let address = serving["listen"].as_str().unwrap();
-        let mut client = Client::new(&format!("http://{address}")).unwrap();
+        let mut client = self.stranger();
         let project = ProjectName::Id(PROJECT.to_owned());
         self.runtime.block_on(client.login("ann", PASSWORD, &project)).unwrap();
+        self.tokens.push(client.token().unwrap().to_owned());
         client
+    }
+
+    /// A client that is not logged in.
+    fn stranger(&mut self) -> Client {
+        let serving = self.log_line("serving on");
+        let (_, url) = message(&serving).split_once("serving on ").unwrap();
+        Client::new(url.split_whitespace().next().unwrap()).unwrap()
+    }
+
+    /// A login that must be refused.
+    pub(crate) fn fail_to_login(&mut self, password: &str) {
+        let mut client = self.stranger();
+        let project = ProjectName::Id(PROJECT.to_owned());
+        let refused = self.runtime.block_on(client.login("ann", password, &project));
+        let is_refused = matches!(refused, Err(ClientError::Refused { status: 401, .. }));
+        assert!(is_refused, "{refused:?}");
+    }
+
+    /// The tokens of every login so far.
+    pub(crate) fn tokens(&self) -> &[String] {
+        &self.tokens
     }
 
     /// Asks for a backup of what lies on the disks now.
@@ -508,7 +584,9 @@ impl Site {
         let mut convert = Command::new("qemu-img");
         convert.args(["convert", "-U", "-f", "qcow2", "-O", "raw"]);
         run(convert.arg(self.system_disk()).arg(&raw));
-        Disks([fs::read(&raw).unwrap(), fs::read(self.data_disk()).unwrap()])
+        let disks = Disks([fs::read(&raw).unwrap(), fs::read(self.data_disk()).unwrap()]);
+        fs::remove_file(raw).unwrap();
+        disks
     }
 
     /// What the local cloud keeps about the server.
@@ -568,16 +646,20 @@ impl Site {
         names_in(&self.repository().join(kind))
     }
 
-    /// Stock restic, with what a recovery kit tells.
-    pub(crate) fn restic(&self, arguments: &[&str]) -> Vec<u8> {
+    /// What a recovery kit tells restic.
+    pub(crate) fn recovery_kit(&self) -> BTreeMap<String, String> {
         let mut kit = Command::new(env!("CARGO_BIN_EXE_kedge"));
         kit.args(["repo", "recovery-kit", "--stdout", "--project", PROJECT, "--config"]);
         let kit = String::from_utf8(run(kit.arg(self.path("kedge.toml"))).stdout).unwrap();
+        let told = kit.lines().filter(|line| line.starts_with("RESTIC_"));
+        let pairs = told.map(|line| line.split_once('=').unwrap());
+        pairs.map(|(name, value)| (name.to_owned(), value.trim_matches('\'').to_owned())).collect()
+    }
+
+    /// Stock restic, with what a recovery kit tells.
+    pub(crate) fn restic(&self, arguments: &[&str]) -> Vec<u8> {
         let mut restic = Command::new("restic");
-        for line in kit.lines().filter(|line| line.starts_with("RESTIC_")) {
-            let (name, value) = line.split_once('=').unwrap();
-            restic.env(name, value.trim_matches('\''));
-        }
+        restic.envs(self.recovery_kit());
         run(restic.args(["--no-cache", "--no-lock"]).args(arguments)).stdout
     }
 
