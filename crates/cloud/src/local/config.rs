@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use kedge_core::ids::{ProjectId, ServerId, VolumeId};
 use kedge_core::resource::{Encryption, Hardware, ServerKind, Sharing, VolumeRole};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// More disks than any machine takes; bounds what a server can make us hold open.
@@ -35,23 +35,31 @@ pub(super) struct Declared {
 pub(super) struct DeclaredDisk {
     pub(super) id: VolumeId,
     pub(super) name: String,
-    pub(super) file: String,
-    pub(super) format: Format,
+    pub(super) image: Image,
     pub(super) role: VolumeRole,
     pub(super) sharing: Sharing,
     pub(super) encryption: Encryption,
+}
+
+/// Where a disk's bytes are and how to read them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Image {
+    pub(super) file: String,
+    pub(super) format: Format,
     pub(super) backing: Option<Backing>,
 }
 
 /// The file beneath a qcow2 disk.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Backing {
     pub(super) file: String,
     pub(super) format: Format,
 }
 
 /// How a file holds a disk. Declared, never guessed from bytes that a guest wrote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Format {
     Raw,
@@ -148,15 +156,13 @@ impl DiskEntry {
         Ok(DeclaredDisk {
             id: self.id.into(),
             name: self.name,
-            file: self.file,
-            format: self.format,
+            image: Image { file: self.file, format: self.format, backing },
             role: match self.role {
                 Role::System => VolumeRole::System,
                 Role::Data => VolumeRole::Data,
             },
             sharing: if self.shared { Sharing::Shared } else { Sharing::Exclusive },
             encryption: if self.encrypted { Encryption::Encrypted } else { Encryption::Plain },
-            backing,
         })
     }
 }
@@ -185,11 +191,12 @@ fn are_distinct(disks: &[DeclaredDisk]) -> Result<(), String> {
         if !ids.insert(&disk.id) {
             return Err(format!("two disks have the id {:?}", disk.id));
         }
-        if !files.insert(&disk.file) {
-            return Err(format!("two disks are the file {:?}", disk.file));
+        if !files.insert(&disk.image.file) {
+            return Err(format!("two disks are the file {:?}", disk.image.file));
         }
     }
-    match disks.iter().filter_map(|disk| disk.backing.as_ref()).find(|b| files.contains(&b.file)) {
+    let mut backings = disks.iter().filter_map(|disk| disk.image.backing.as_ref());
+    match backings.find(|backing| files.contains(&backing.file)) {
         Some(backing) => Err(format!("{:?} is both a disk and a backing file", backing.file)),
         None => Ok(()),
     }
@@ -230,8 +237,8 @@ shared = true
     fn a_whole_declaration_reads() {
         let server = Declared::parse(GOOD.as_bytes()).unwrap();
         assert_eq!(server.id.as_str(), "11111111-2222-4333-8444-555555555555");
-        assert_eq!(server.disks[0].format, Format::Qcow2);
-        assert_eq!(server.disks[0].backing.as_ref().unwrap().format, Format::Raw);
+        assert_eq!(server.disks[0].image.format, Format::Qcow2);
+        assert_eq!(server.disks[0].image.backing.as_ref().unwrap().format, Format::Raw);
         assert_eq!(server.disks[1].sharing, Sharing::Shared);
         assert_eq!(server.disks[1].encryption, Encryption::Plain);
     }

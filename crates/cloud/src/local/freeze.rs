@@ -2,8 +2,8 @@
 //! between files, else by locks on the disks themselves.
 //!
 //! Invariant: all disks are locked before the first is cloned or read, and none is let go
-//! before the last was. A moment kept in place counts only if, after the last read, every
-//! file is the very one it was: that is what [`Freeze::confirm`] says.
+//! before the last was. A moment counts only if, after the last file was cloned or read,
+//! every file is the very one it was: that is what [`Freeze::confirm`] says.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -14,7 +14,7 @@ use kedge_core::ids::VolumeId;
 use kedge_core::ports::CloudError;
 use rustix::io::Errno;
 
-use super::config::{Declared, DeclaredDisk};
+use super::config::{Declared, Image};
 use super::error::failed;
 use super::folder::{Access, Folder};
 use super::hold::{Hold, Identity, release};
@@ -44,13 +44,14 @@ pub(super) struct Freeze {
 
 #[derive(Debug)]
 pub(super) struct FrozenDisk {
-    pub(super) declared: DeclaredDisk,
+    pub(super) volume: VolumeId,
+    pub(super) image: Image,
     pub(super) files: ImageFiles,
     identities: Vec<Identity>,
 }
 
 impl Freeze {
-    /// Locks these disks of a server.
+    /// Locks these disks of a server, and returns when any change to them would be seen.
     pub(super) fn take(
         folder: &Folder,
         server: &Declared,
@@ -58,8 +59,10 @@ impl Freeze {
     ) -> Result<Self, CloudError> {
         let mut freeze = Self { disks: Vec::new() };
         for id in volumes {
-            let disk = server.disk(id)?;
-            freeze.disks.push(FrozenDisk::open(folder, disk)?);
+            let image = server.disk(id)?.image.clone();
+            let files = ImageFiles::open_in(folder, &image)?;
+            let disk = FrozenDisk { volume: id.clone(), image, files, identities: Vec::new() };
+            freeze.disks.push(disk);
         }
         for (name, file) in freeze.distinct_files()? {
             Hold::Reading.take(file, name)?;
@@ -67,6 +70,7 @@ impl Freeze {
         for disk in &mut freeze.disks {
             disk.identities = disk.identify()?;
         }
+        freeze.wait_for_tick(folder)?;
         Ok(freeze)
     }
 
@@ -81,9 +85,9 @@ impl Freeze {
             .collect())
     }
 
-    /// Waits until the file system would show a change made from now on. Nothing was read
-    /// yet, so what is written while waiting belongs to the moment.
-    pub(super) fn wait_for_tick(&self, folder: &Folder) -> Result<(), CloudError> {
+    /// Waits until the file system would show a change made from now on. Nothing was cloned
+    /// or read yet.
+    fn wait_for_tick(&self, folder: &Folder) -> Result<(), CloudError> {
         for _ in 0..TICKS_MAX {
             let now = folder
                 .create_file(PROBE)
@@ -104,7 +108,7 @@ impl Freeze {
     }
 
     pub(super) fn disk(&self, id: &VolumeId) -> Option<&FrozenDisk> {
-        self.disks.iter().find(|disk| disk.declared.id == *id)
+        self.disks.iter().find(|disk| disk.volume == *id)
     }
 
     /// Clones every file into a folder. `false` when the file system cannot.
@@ -139,13 +143,13 @@ impl Drop for Freeze {
 
 const PROBE: &str = ".kedge-time";
 
-impl FrozenDisk {
+impl ImageFiles {
     /// Opens a disk's files in a folder: the server's own, or one with clones.
-    pub(super) fn open(folder: &Folder, disk: &DeclaredDisk) -> Result<Self, CloudError> {
+    pub(super) fn open_in(folder: &Folder, image: &Image) -> Result<Self, CloudError> {
         let open = |name: &str| {
             folder.file(name, Access::Read).map_err(failed(format!("opening image {name:?}")))
         };
-        let backing = match &disk.backing {
+        let backing = match &image.backing {
             Some(backing) => Some(BackingFile {
                 file: open(&backing.file)?,
                 name: backing.file.clone(),
@@ -153,13 +157,14 @@ impl FrozenDisk {
             }),
             None => None,
         };
-        let files = ImageFiles { top: open(&disk.file)?, backing };
-        Ok(Self { declared: disk.clone(), files, identities: Vec::new() })
+        Ok(Self { top: open(&image.file)?, backing })
     }
+}
 
+impl FrozenDisk {
     fn files(&self) -> impl Iterator<Item = (&str, &File)> {
         let backing = self.files.backing.as_ref();
-        std::iter::once((self.declared.file.as_str(), &self.files.top))
+        std::iter::once((self.image.file.as_str(), &self.files.top))
             .chain(backing.map(|backing| (backing.name.as_str(), &backing.file)))
     }
 
@@ -191,5 +196,49 @@ impl FrozenDisk {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use kedge_core::ports::CloudErrorKind;
+
+    use super::*;
+
+    const SERVER: &str = r#"
+id = "11111111-2222-4333-8444-555555555555"
+project = "p1"
+name = "web"
+kind = "kvm"
+zone = "z"
+ram_mb = 1
+vcpus = 1
+[[disk]]
+id = "11111111-2222-4333-8444-000000000001"
+name = "data"
+file = "data.img"
+format = "raw"
+role = "data"
+"#;
+
+    /// Again and again, because some ticks end by themselves. The clock is asked of a new
+    /// file: some kernels tick faster for one that was just looked at.
+    #[test]
+    fn a_freeze_begins_in_a_later_tick_than_the_last_write() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = Folder::open(root.path()).unwrap();
+        let server = Declared::parse(SERVER.as_bytes()).unwrap();
+        let image = File::create(root.path().join("data.img")).unwrap();
+        for _ in 0..50 {
+            image.write_all_at(&[1; 512], 0).unwrap();
+            let freeze = Freeze::take(&folder, &server, &[server.disks[0].id.clone()]).unwrap();
+            let now = Identity::of(&folder.create_file("probe").unwrap()).unwrap();
+            assert!(!freeze.disks[0].identities[0].may_hide_a_change(&now));
+            image.write_all_at(&[2; 512], 0).unwrap();
+            let lost = freeze.confirm(&folder).unwrap_err();
+            assert_eq!(lost.kind, CloudErrorKind::MomentLost);
+        }
     }
 }

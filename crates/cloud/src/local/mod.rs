@@ -17,7 +17,7 @@ mod qcow2;
 mod raw;
 mod state;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -34,15 +34,17 @@ use kedge_core::resource::{
     Content, Server, ServerKind, ServerStatus, Sharing, StorageClass, Volume, VolumeStatus,
 };
 use rustix::fs::Advice;
+use tokio::sync::Semaphore;
 use tracing::warn;
 
-use self::config::{Declared, DeclaredDisk, Format, SERVER_FILE};
+use self::config::{Declared, DeclaredDisk, Format, Image, SERVER_FILE};
 use self::error::failed;
 use self::folder::{Access, Folder};
 pub use self::freeze::CloneFile;
-use self::freeze::{CLONES_FOLDER, CLONES_MAX, Freeze, FrozenDisk, reflink};
+use self::freeze::{CLONES_FOLDER, CLONES_MAX, Freeze, reflink};
 use self::hold::{Hold, Identity};
-use self::qcow2::{AloneWith, Header, ImageFiles, Qcow2Reader, Qcow2Writer};
+pub use self::qcow2::GiveFile;
+use self::qcow2::{AloneWith, Header, ImageFiles, Qcow2Reader, Qcow2Writer, give};
 use self::raw::{RawReader, RawWriter};
 use self::state::{Kept, Power, ServerState, SnapshotState};
 
@@ -53,6 +55,11 @@ const SERVER_FILE_BYTES_MAX: u64 = 1 << 20;
 /// No disk is larger: what claims to be is damaged or hostile.
 const DISK_BYTES_MAX: u64 = 1 << 46;
 
+/// Calls at work at once. File systems that hang keep that many threads and no more; calls
+/// beyond wait for no thread. What only looks has places of its own, so that jobs go on.
+const LOOKUPS_MAX: usize = 16;
+const ACTIONS_MAX: usize = 64;
+
 /// The directory as a cloud. Clones are handles on the same.
 #[derive(Clone, Debug)]
 pub struct LocalCloud {
@@ -62,13 +69,30 @@ pub struct LocalCloud {
 #[derive(Debug)]
 struct Shared {
     root: PathBuf,
-    clone: CloneFile,
+    calls: FileCalls,
     /// Held while a server's state changes. Calls under it are short.
     changing: Mutex<()>,
     /// Moments kept in place, by our locks.
     freezes: Mutex<HashMap<(ServerId, String), Arc<Freeze>>>,
     /// Broken declarations already reported.
     reported: Mutex<HashSet<OsString>>,
+    lookups: Arc<Semaphore>,
+    actions: Arc<Semaphore>,
+}
+
+/// Calls to the file system that not every file system, and not every process, may make.
+#[derive(Clone, Copy, Debug)]
+pub struct FileCalls {
+    /// What answers `EOPNOTSUPP` makes the cloud freeze disks in place.
+    pub clone: CloneFile,
+    /// Where this fails, no qcow2 image is written.
+    pub give: GiveFile,
+}
+
+impl Default for FileCalls {
+    fn default() -> Self {
+        Self { clone: reflink, give }
+    }
 }
 
 /// What bytes are read for; says what it means when they change meanwhile.
@@ -99,34 +123,55 @@ struct Found {
 impl LocalCloud {
     /// The cloud beneath `root`, an existing directory.
     pub fn open(root: PathBuf) -> Result<Self, CloudError> {
-        Self::open_with_clone(root, reflink)
+        Self::open_with(root, FileCalls::default())
     }
 
-    /// The same, with another way to clone a file. What answers `EOPNOTSUPP` makes it
-    /// freeze disks in place.
-    pub fn open_with_clone(root: PathBuf, clone: CloneFile) -> Result<Self, CloudError> {
+    /// The same, with other calls to the file system.
+    pub fn open_with(root: PathBuf, calls: FileCalls) -> Result<Self, CloudError> {
         Folder::open(&root).map_err(failed("opening the directory of servers"))?;
         let shared = Shared {
             root,
-            clone,
+            calls,
             changing: Mutex::default(),
             freezes: Mutex::default(),
             reported: Mutex::default(),
+            lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)),
+            actions: Arc::new(Semaphore::new(ACTIONS_MAX)),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Does file work where it may block. It runs to its end even if the call is dropped;
-    /// a repeated call waits for it or finds what it made.
-    async fn blocking<T: Send + 'static>(
+    /// Looks at files and changes nothing.
+    async fn look_up<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Shared) -> Result<T, CloudError> + Send + 'static,
     ) -> Result<T, CloudError> {
+        self.blocking(&self.shared.lookups, work).await
+    }
+
+    async fn act<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Shared) -> Result<T, CloudError> + Send + 'static,
+    ) -> Result<T, CloudError> {
+        self.blocking(&self.shared.actions, work).await
+    }
+
+    /// Does file work where it may block. Once begun it runs to its end even if the call is
+    /// dropped, and has its place until then; a repeated call waits for it or finds what it
+    /// made. Nothing that has a place waits for another.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        places: &Arc<Semaphore>,
+        work: impl FnOnce(&Shared) -> Result<T, CloudError> + Send + 'static,
+    ) -> Result<T, CloudError> {
+        let bug = |text: String| CloudError::permanent(format!("bug in the local cloud: {text}"));
+        let place = Arc::clone(places).acquire_owned().await.map_err(|e| bug(e.to_string()))?;
         let shared = Arc::clone(&self.shared);
-        match tokio::task::spawn_blocking(move || work(&shared)).await {
-            Ok(done) => done,
-            Err(error) => Err(CloudError::permanent(format!("bug in the local cloud: {error}"))),
-        }
+        let working = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            work(&shared)
+        });
+        working.await.map_err(|error| bug(error.to_string()))?
     }
 }
 
@@ -305,20 +350,20 @@ impl Found {
     }
 
     fn disk_size(&self, disk: &DeclaredDisk) -> Result<u64, CloudError> {
-        let files = FrozenDisk::open(&self.folder, disk)?.files;
-        disk_size(disk, &files)
+        let files = ImageFiles::open_in(&self.folder, &disk.image)?;
+        disk_size(&disk.image, &files)
     }
 
     /// Opens a disk to read what is there now, past the page cache: what is durable is
     /// dropped from it first.
     fn open_back(&self, disk: &DeclaredDisk) -> Result<Arc<dyn DiskReader>, CloudError> {
-        let files = FrozenDisk::open(&self.folder, disk)?.files;
+        let files = ImageFiles::open_in(&self.folder, &disk.image)?;
         files
             .top
             .sync_all()
             .and_then(|()| Ok(rustix::fs::fadvise(&files.top, 0, None, Advice::DontNeed)?))
             .map_err(failed("dropping an image from the cache"))?;
-        open_reader(disk, files, Reading::Back)
+        open_reader(&disk.image, files, Reading::Back)
     }
 }
 
@@ -330,33 +375,33 @@ impl Declared {
     }
 }
 
-fn disk_size(disk: &DeclaredDisk, files: &ImageFiles) -> Result<u64, CloudError> {
-    let size_bytes = match disk.format {
+fn disk_size(image: &Image, files: &ImageFiles) -> Result<u64, CloudError> {
+    let size_bytes = match image.format {
         Format::Raw => Identity::of(&files.top).map(|identity| identity.size_bytes),
         Format::Qcow2 => Header::read(&files.top).and_then(|header| {
-            header.check_backing(disk.backing.as_ref().map(|backing| backing.file.as_str()))?;
+            header.check_backing(image.backing.as_ref().map(|backing| backing.file.as_str()))?;
             Ok(header.size_bytes)
         }),
     }
-    .map_err(failed(format!("reading image {:?}", disk.file)))?;
+    .map_err(failed(format!("reading image {:?}", image.file)))?;
     if (1..=DISK_BYTES_MAX).contains(&size_bytes) {
         Ok(size_bytes)
     } else {
-        Err(CloudError::permanent(format!("image {:?} has {size_bytes} bytes", disk.file)))
+        Err(CloudError::permanent(format!("image {:?} has {size_bytes} bytes", image.file)))
     }
 }
 
 fn open_reader(
-    disk: &DeclaredDisk,
+    image: &Image,
     files: ImageFiles,
     reading: Reading,
 ) -> Result<Arc<dyn DiskReader>, CloudError> {
-    let size_bytes = disk_size(disk, &files)?;
-    Ok(match disk.format {
+    let size_bytes = disk_size(image, &files)?;
+    Ok(match image.format {
         Format::Raw => Arc::new(RawReader::new(files.top, size_bytes, reading)),
         Format::Qcow2 => {
             let reader = Qcow2Reader::open(files, reading);
-            Arc::new(reader.map_err(failed(format!("opening image {:?}", disk.file)))?)
+            Arc::new(reader.map_err(failed(format!("opening image {:?}", image.file)))?)
         }
     })
 }
@@ -386,17 +431,17 @@ impl Shared {
             }
             let freeze = Freeze::take(&found.folder, &found.server, volumes)?;
             let kept = self.keep(&found, state, name, &freeze)?;
+            state.put_snapshot(name, &freeze, kept.clone());
             if kept == Kept::InPlace {
-                freeze.wait_for_tick(&found.folder)?;
                 self.freezes().insert((of.server.clone(), name.to_owned()), Arc::new(freeze));
             }
-            state.put_snapshot(name, volumes, kept);
             Ok(())
         })
     }
 
     /// Clones the disks, or leaves them to their locks. What a crash leaves half cloned is
-    /// named in the state before the first clone is made.
+    /// named in the state before the first clone is made. Clones count only if no disk
+    /// changed until the last was made: a writer that ignores locks writes between two.
     fn keep(
         &self,
         found: &Found,
@@ -405,17 +450,16 @@ impl Shared {
         freeze: &Freeze,
     ) -> Result<Kept, CloudError> {
         let folder = state.last_folder + 1;
-        let volumes: Vec<VolumeId> =
-            freeze.disks.iter().map(|disk| disk.declared.id.clone()).collect();
         state.last_folder = folder;
-        state.put_snapshot(name, &volumes, Kept::Cloning { folder });
+        state.put_snapshot(name, freeze, Kept::Cloning { folder });
         state.save(&found.folder).map_err(failed("keeping a server's state"))?;
         let clones = found
             .folder
             .create_folder(CLONES_FOLDER)
             .and_then(|clones| clones.create_folder(&folder.to_string()))
             .map_err(failed("making a folder for clones"))?;
-        if freeze.clone_into(&clones, self.clone)? {
+        if freeze.clone_into(&clones, self.calls.clone)? {
+            freeze.confirm(&found.folder)?;
             return Ok(Kept::Cloned { folder });
         }
         remove_clones(&found.folder, folder)?;
@@ -430,21 +474,21 @@ impl Shared {
     ) -> Result<OpenSnapshot, CloudError> {
         let found = self.get(of)?;
         let state = found.state()?;
-        let (disk, files) = match state.snapshots.get(name).map(|made| &made.kept) {
-            Some(Kept::Cloned { folder }) => {
-                let made = found.server.disk(volume)?.clone();
+        let (image, files) = match state.snapshots.get(name) {
+            Some(made @ SnapshotState { kept: Kept::Cloned { folder }, .. }) => {
+                let image = made.image(name, volume)?.clone();
                 let clones = open_clones(&found.folder, *folder)?;
-                let files = FrozenDisk::open(&clones, &made)?.files;
-                (made, files)
+                let files = ImageFiles::open_in(&clones, &image)?;
+                (image, files)
             }
-            Some(Kept::InPlace | Kept::Cloning { .. }) | None => {
+            Some(SnapshotState { kept: Kept::InPlace | Kept::Cloning { .. }, .. }) | None => {
                 let freeze = self.held(of, name).ok_or_else(|| moment_is_gone(name))?;
                 let frozen = freeze.disk(volume).ok_or_else(|| not_frozen(name, volume))?;
                 let files = frozen.files.duplicate().map_err(failed("opening an image"))?;
-                (frozen.declared.clone(), files)
+                (frozen.image.clone(), files)
             }
         };
-        let reader = open_reader(&disk, files, Reading::Frozen)?;
+        let reader = open_reader(&image, files, Reading::Frozen)?;
         Ok(OpenSnapshot { reader, token: None })
     }
 
@@ -456,7 +500,7 @@ impl Shared {
             Kept::Cloned { folder } => {
                 let clones = open_clones(&found.folder, folder)?;
                 for id in &made.volumes {
-                    FrozenDisk::open(&clones, found.server.disk(id)?)
+                    ImageFiles::open_in(&clones, made.image(name, id)?)
                         .map_err(|error| CloudError::moment_lost(error.text))?;
                 }
                 Ok(())
@@ -484,9 +528,24 @@ impl Shared {
 }
 
 impl ServerState {
-    fn put_snapshot(&mut self, name: &str, volumes: &[VolumeId], kept: Kept) {
-        let made = SnapshotState { volumes: volumes.to_vec(), kept };
-        self.snapshots.insert(name.to_owned(), made);
+    fn put_snapshot(&mut self, name: &str, freeze: &Freeze, kept: Kept) {
+        let volumes = freeze.disks.iter().map(|disk| disk.volume.clone()).collect();
+        let images: BTreeMap<_, _> =
+            freeze.disks.iter().map(|disk| (disk.volume.clone(), disk.image.clone())).collect();
+        self.snapshots.insert(name.to_owned(), SnapshotState { volumes, images, kept });
+    }
+}
+
+impl SnapshotState {
+    /// What a volume was when it was frozen.
+    fn image(&self, name: &str, volume: &VolumeId) -> Result<&Image, CloudError> {
+        match self.images.get(volume) {
+            Some(image) => Ok(image),
+            None if self.volumes.contains(volume) => Err(CloudError::moment_lost(format!(
+                "it is not known which file volume {volume:?} was at the moment {name:?}"
+            ))),
+            None => Err(not_frozen(name, volume)),
+        }
     }
 }
 
@@ -544,14 +603,14 @@ impl Shared {
             if state.power != Power::Shutoff {
                 return Err(CloudError::permanent(format!("server {:?} is running", of.server)));
             }
-            let alone = open_alone(&found.folder, &disk)?;
-            let size_bytes = disk_size(&disk, &alone.files)?;
+            let alone = open_alone(&found.folder, &disk.image)?;
+            let size_bytes = disk_size(&disk.image, &alone.files)?;
             let folder = found.folder.reopen().map_err(failed("opening a server's folder"))?;
-            let writer: Arc<dyn DiskWriter> = match disk.format {
+            let writer: Arc<dyn DiskWriter> = match disk.image.format {
                 Format::Raw => Arc::new(RawWriter::new(folder, alone, size_bytes)),
                 Format::Qcow2 => Arc::new(
-                    Qcow2Writer::create(folder, &disk.file, alone)
-                        .map_err(failed(format!("writing beside image {:?}", disk.file)))?,
+                    Qcow2Writer::create(folder, &disk.image.file, alone, self.calls.give)
+                        .map_err(failed(format!("writing beside image {:?}", disk.image.file)))?,
                 ),
             };
             // Nothing of the disk was touched so far.
@@ -563,19 +622,19 @@ impl Shared {
 
 /// Opens a disk with nobody else using it. The name is looked up again under the lock:
 /// another writer may have put a new file in its place while we came.
-fn open_alone(folder: &Folder, disk: &DeclaredDisk) -> Result<AloneWith, CloudError> {
-    let open = |access| {
-        folder.file(&disk.file, access).map_err(failed(format!("opening image {:?}", disk.file)))
-    };
+fn open_alone(folder: &Folder, image: &Image) -> Result<AloneWith, CloudError> {
+    let name = &image.file;
+    let open =
+        |access| folder.file(name, access).map_err(failed(format!("opening image {name:?}")));
     let identity = |file: &File| Identity::of(file).map_err(failed("looking at an image"));
-    let mut files = FrozenDisk::open(folder, disk)?.files;
+    let mut files = ImageFiles::open_in(folder, image)?;
     files.top = open(Access::Write)?;
-    Hold::Writing.take(&files.top, &disk.file)?;
+    Hold::Writing.take(&files.top, name)?;
     let alone = AloneWith { files };
     if identity(&open(Access::Read)?)?.is_same_file(&identity(&alone.files.top)?) {
         Ok(alone)
     } else {
-        Err(CloudError::retryable(format!("image {:?} was just replaced", disk.file)))
+        Err(CloudError::retryable(format!("image {name:?} was just replaced")))
     }
 }
 
@@ -593,7 +652,7 @@ fn beyond_end(offset: u64, length: u64, size_bytes: u64) -> CloudError {
 impl Cloud for LocalCloud {
     async fn find_server(&self, of: &ServerRef) -> Result<Option<Server>, CloudError> {
         let of = of.clone();
-        self.blocking(move |cloud| cloud.find(&of)?.map(|found| found.describe()).transpose()).await
+        self.look_up(move |cloud| cloud.find(&of)?.map(|found| found.describe()).transpose()).await
     }
 
     async fn create_snapshots(
@@ -603,7 +662,7 @@ impl Cloud for LocalCloud {
         name: &str,
     ) -> Result<(), CloudError> {
         let (of, volumes, name) = (of.clone(), volumes.to_vec(), name.to_owned());
-        self.blocking(move |cloud| cloud.create_snapshots(&of, &volumes, &name)).await
+        self.act(move |cloud| cloud.create_snapshots(&of, &volumes, &name)).await
     }
 
     async fn open_snapshot(
@@ -614,26 +673,26 @@ impl Cloud for LocalCloud {
         _since: Option<&ChangeToken>,
     ) -> Result<OpenSnapshot, CloudError> {
         let (of, name, volume) = (of.clone(), name.to_owned(), volume.clone());
-        self.blocking(move |cloud| cloud.open_snapshot(&of, &name, &volume)).await
+        self.act(move |cloud| cloud.open_snapshot(&of, &name, &volume)).await
     }
 
     async fn confirm_snapshots(&self, of: &ServerRef, name: &str) -> Result<(), CloudError> {
         let (of, name) = (of.clone(), name.to_owned());
-        self.blocking(move |cloud| cloud.confirm_snapshots(&of, &name)).await
+        self.act(move |cloud| cloud.confirm_snapshots(&of, &name)).await
     }
 
     async fn delete_snapshots(&self, of: &ServerRef, name: &str) -> Result<(), CloudError> {
         let (of, name) = (of.clone(), name.to_owned());
-        self.blocking(move |cloud| cloud.delete_snapshots(&of, &name)).await
+        self.act(move |cloud| cloud.delete_snapshots(&of, &name)).await
     }
 
     async fn list_snapshots(&self) -> Result<Vec<(ServerRef, String)>, CloudError> {
-        self.blocking(|cloud| cloud.list(|state| state.snapshots.into_keys().collect())).await
+        self.look_up(|cloud| cloud.list(|state| state.snapshots.into_keys().collect())).await
     }
 
     async fn lock_server(&self, of: &ServerRef, holder: &str) -> Result<(), CloudError> {
         let (of, holder) = (of.clone(), holder.to_owned());
-        self.blocking(move |cloud| {
+        self.act(move |cloud| {
             cloud.change(&cloud.get(&of)?, |state| match &state.lock_holder {
                 Some(other) if *other != holder => {
                     Err(CloudError::retryable(format!("{other:?} has the lock")))
@@ -649,7 +708,7 @@ impl Cloud for LocalCloud {
 
     async fn unlock_server(&self, of: &ServerRef, holder: &str) -> Result<(), CloudError> {
         let (of, holder) = (of.clone(), holder.to_owned());
-        self.blocking(move |cloud| {
+        self.act(move |cloud| {
             cloud.change_if_found(&of, |state| {
                 state.lock_holder.take_if(|current| *current == holder);
             })
@@ -658,12 +717,12 @@ impl Cloud for LocalCloud {
     }
 
     async fn list_locks(&self) -> Result<Vec<(ServerRef, String)>, CloudError> {
-        self.blocking(|cloud| cloud.list(|state| state.lock_holder.into_iter().collect())).await
+        self.look_up(|cloud| cloud.list(|state| state.lock_holder.into_iter().collect())).await
     }
 
     async fn stop_server(&self, of: &ServerRef) -> Result<(), CloudError> {
         let of = of.clone();
-        self.blocking(move |cloud| {
+        self.act(move |cloud| {
             cloud.change(&cloud.get(&of)?, |state| {
                 state.power = Power::Shutoff;
                 Ok(())
@@ -674,7 +733,7 @@ impl Cloud for LocalCloud {
 
     async fn start_server(&self, of: &ServerRef) -> Result<(), CloudError> {
         let of = of.clone();
-        self.blocking(move |cloud| {
+        self.act(move |cloud| {
             cloud.change(&cloud.get(&of)?, |state| match state.marks.first_key_value() {
                 Some((volume, mark)) => Err(CloudError::permanent(format!(
                     "volume {volume:?} is half written ({mark:?})"
@@ -695,7 +754,7 @@ impl Cloud for LocalCloud {
         mark: &str,
     ) -> Result<Arc<dyn DiskWriter>, CloudError> {
         let (of, volume, mark) = (of.clone(), volume.clone(), mark.to_owned());
-        self.blocking(move |cloud| cloud.open_for_writing(&of, &volume, &mark)).await
+        self.act(move |cloud| cloud.open_for_writing(&of, &volume, &mark)).await
     }
 
     async fn open_for_read_back(
@@ -704,7 +763,7 @@ impl Cloud for LocalCloud {
         volume: &VolumeId,
     ) -> Result<Arc<dyn DiskReader>, CloudError> {
         let (of, volume) = (of.clone(), volume.clone());
-        self.blocking(move |cloud| {
+        self.act(move |cloud| {
             let found = cloud.get(&of)?;
             found.open_back(found.server.disk(&volume)?)
         })
@@ -718,7 +777,7 @@ impl Cloud for LocalCloud {
         mark: &str,
     ) -> Result<(), CloudError> {
         let (of, volume, mark) = (of.clone(), volume.clone(), mark.to_owned());
-        self.blocking(move |cloud| {
+        self.act(move |cloud| {
             cloud.change_if_found(&of, |state| {
                 if state.marks.get(&volume) == Some(&mark) {
                     state.marks.remove(&volume);
@@ -730,7 +789,7 @@ impl Cloud for LocalCloud {
 
     async fn list_marks(&self, of: &ServerRef) -> Result<Vec<(VolumeId, String)>, CloudError> {
         let of = of.clone();
-        self.blocking(move |cloud| Ok(cloud.get(&of)?.state()?.marks.into_iter().collect())).await
+        self.look_up(move |cloud| Ok(cloud.get(&of)?.state()?.marks.into_iter().collect())).await
     }
 }
 
@@ -751,5 +810,35 @@ impl Shared {
             }
         })?;
         Ok(listed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::sync::mpsc;
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn dropped_look_ups_keep_their_places_until_their_work_ends() {
+        let root = tempfile::tempdir().unwrap();
+        let cloud = LocalCloud::open(root.path().to_owned()).unwrap();
+        let (end, ended) = mpsc::channel::<()>();
+        let ended = Arc::new(Mutex::new(ended));
+        for _ in 0..LOOKUPS_MAX + 8 {
+            let ended = Arc::clone(&ended);
+            let call = pin!(cloud.look_up(move |_| {
+                let _ = ended.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                Ok(())
+            }));
+            assert!(call.poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        }
+        // Each piece of work that was handed over has a copy; dropped calls have none.
+        assert_eq!(Arc::strong_count(&ended) - 1, LOOKUPS_MAX);
+        cloud.act(|_| Ok(())).await.unwrap();
+        drop(end);
+        assert_eq!(cloud.list_locks().await.unwrap(), []);
     }
 }

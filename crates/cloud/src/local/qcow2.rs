@@ -4,11 +4,12 @@
 //! A file is hostile: whoever uploaded it chose every byte. Nothing it names is ever
 //! opened; another file comes in only as declared. What it says about sizes is bounded
 //! before anything is allocated, and every table must lie whole inside the file, because
-//! a table past the end would read as zeroes and pass for an empty disk.
+//! a table past the end would read as zeroes and pass for an empty disk. What checking
+//! costs is paid for by whoever made the file: holes in it are not read.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, ErrorKind};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, fchown};
 use std::sync::{Mutex, PoisonError, RwLock};
 
@@ -19,6 +20,9 @@ use imago::{
     DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, Mapping,
 };
 use kedge_core::ports::{CloudError, DiskReader, DiskWriter, Extent, ExtentKind};
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+use tracing::warn;
 
 use super::config::{Format, PARTIAL_SUFFIX};
 use super::error::failed;
@@ -37,6 +41,18 @@ const MAPPINGS_MAX: usize = 1024;
 const COPY_BYTES: u64 = 1 << 20;
 /// Unit in which a writer remembers what is new: a cluster of the file it builds.
 const GRANULE_BYTES: u64 = 64 * 1024;
+
+/// Makes a file belong to this user and this group.
+pub type GiveFile = fn(&File, u32, u32) -> io::Result<()>;
+
+/// Asks the kernel only where something differs: a service without rights may not ask.
+pub(super) fn give(file: &File, uid: u32, gid: u32) -> io::Result<()> {
+    let now = file.metadata()?;
+    if (now.uid(), now.gid()) == (uid, gid) {
+        return Ok(());
+    }
+    fchown(file, Some(uid), Some(gid))
+}
 
 /// What a file's header says, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,29 +106,52 @@ impl Header {
         if header.size_bytes == 0 || header.size_bytes > DISK_BYTES_MAX {
             return Err(bad(format!("a disk of {} bytes", header.size_bytes)));
         }
-        let l1_entries_min = header.size_bytes.div_ceil(header.bytes_per_l2());
-        if header.l1_entries < l1_entries_min || header.l1_entries > L1_ENTRIES_MAX {
+        let needed = header.size_bytes.div_ceil(header.bytes_per_l2());
+        // A table has its clusters to itself.
+        let fitting = (needed * 8).next_multiple_of(header.cluster_bytes()) / 8;
+        if !(needed..=fitting.min(L1_ENTRIES_MAX)).contains(&header.l1_entries) {
             return Err(bad(format!("a first-level table of {} entries", header.l1_entries)));
         }
         header.holds(header.l1_offset, header.l1_entries * 8, file.metadata()?.len())?;
         Ok(header)
     }
 
-    /// Checks every table, so that nothing in them points outside the file.
+    /// Checks every table, so that nothing in them points outside the file. Reads no more
+    /// than the first-level table and what of the others is data: a hole maps nothing.
     fn check_tables(&self, file: &File) -> io::Result<()> {
         let length = file.metadata()?.len();
-        let l1 = read_entries(file, self.l1_offset, self.l1_entries * 8)?;
-        let mut seen = HashSet::new();
-        for offset in l1.iter().map(|entry| entry & OFFSET_MASK).filter(|offset| *offset != 0) {
-            self.holds(offset, self.cluster_bytes(), length)?;
-            if offset == self.l1_offset || !seen.insert(offset) {
-                return Err(bad(format!("the table at {offset} is used twice")));
-            }
-            for entry in read_entries(file, offset, self.cluster_bytes())? {
-                self.check_entry(entry, length)?;
+        let mut walk = DataWalk { file, found: 0..0 };
+        for table in self.l2_tables(file, length)? {
+            let mut at = table;
+            while let Some(data) = walk.next_within(at..table + self.cluster_bytes())? {
+                for entry in read_entries(file, data.start, data.end - data.start)? {
+                    self.check_entry(entry, length)?;
+                }
+                at = data.end;
             }
         }
         Ok(())
+    }
+
+    /// Where the second-level tables begin, in the order of the file. No two overlap.
+    fn l2_tables(&self, file: &File, length: u64) -> io::Result<Vec<u64>> {
+        let l1_bytes = self.l1_entries * 8;
+        let l1 = read_entries(file, self.l1_offset, l1_bytes)?;
+        let offsets = l1.iter().map(|entry| entry & OFFSET_MASK);
+        let mut tables: Vec<u64> = offsets.filter(|offset| *offset != 0).collect();
+        tables.sort_unstable();
+        let own = self.l1_offset..self.l1_offset + l1_bytes;
+        for table in &tables {
+            self.holds(*table, self.cluster_bytes(), length)?;
+            if own.contains(table) {
+                return Err(bad(format!("a table at {table}, within another")));
+            }
+        }
+        if tables.is_sorted_by(|one, next| one < next) {
+            Ok(tables)
+        } else {
+            Err(bad("a table is used twice"))
+        }
     }
 
     fn check_entry(&self, entry: u64, length: u64) -> io::Result<()> {
@@ -175,6 +214,40 @@ fn read_entries(file: &File, offset: u64, table_bytes: u64) -> io::Result<Vec<u6
     file.read_exact_at(&mut bytes, offset).map_err(too_short)?;
     let (entries, _) = bytes.as_chunks::<8>();
     Ok(entries.iter().map(|entry| u64::from_be_bytes(*entry)).collect())
+}
+
+/// Finds what of a file is no hole, on one walk from its begin to its end.
+#[derive(Debug)]
+struct DataWalk<'a> {
+    file: &'a File,
+    /// The first data that ends after the range asked for last began.
+    found: Range<u64>,
+}
+
+impl DataWalk<'_> {
+    /// The first data in a range, in whole table entries. Ranges come in rising order.
+    fn next_within(&mut self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+        if self.found.end <= range.start {
+            self.found = self.find(range.start)?;
+        }
+        let data = self.found.start.max(range.start)..self.found.end.min(range.end);
+        Ok(if data.is_empty() { None } else { Some(data) })
+    }
+
+    fn find(&self, from: u64) -> io::Result<Range<u64>> {
+        let begin = match rustix::fs::seek(self.file, SeekFrom::Data(from)) {
+            Ok(begin) => begin,
+            Err(Errno::NXIO) => return Ok(u64::MAX..u64::MAX),
+            Err(error) => return Err(error.into()),
+        };
+        let end = match rustix::fs::seek(self.file, SeekFrom::Hole(begin)) {
+            // A hole dug meanwhile is read as what it is.
+            Ok(end) => end.max(begin + 1),
+            Err(Errno::NXIO) => u64::MAX,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(begin / 8 * 8..end.div_ceil(8).saturating_mul(8))
+    }
 }
 
 fn be32(bytes: &[u8], at: usize) -> u32 {
@@ -351,6 +424,7 @@ pub(super) struct Qcow2Writer {
     folder: Folder,
     name: String,
     size_bytes: u64,
+    give: GiveFile,
     old: OldDisk,
     /// Gone once finished.
     new: RwLock<Option<NewImage>>,
@@ -378,22 +452,23 @@ struct Granules {
 }
 
 impl Qcow2Writer {
-    /// Writes beside the old image, which stays ours until the end.
-    pub(super) fn create(folder: Folder, name: &str, alone: AloneWith) -> io::Result<Self> {
+    /// Writes beside the old image, which stays ours until the end. Refuses where the new
+    /// image could not be given to whom the old one belongs.
+    pub(super) fn create(
+        folder: Folder,
+        name: &str,
+        alone: AloneWith,
+        give: GiveFile,
+    ) -> io::Result<Self> {
         let size_bytes = Header::read(&alone.files.top)?.size_bytes;
-        let file = folder.create_file(&partial_name(name))?;
-        let image = Qcow2::<ImageFile>::create_builder(file.try_clone()?.try_into()?)
-            .size(size_bytes)
-            .create_open(DenyImplicitOpenGate::default(), |file| Ok(Qcow2::builder(file)))?;
-        let new = NewImage {
-            image: FormatAccess::new(image),
-            file,
-            written: Mutex::new(Granules::none(size_bytes)),
-        };
+        try_giving(&folder, &partial_name(name), &alone.files.top, give)?;
+        let new = NewImage::create(&folder, &partial_name(name), size_bytes)
+            .inspect_err(|_| discard(&folder, &partial_name(name)))?;
         Ok(Self {
             folder,
             name: name.to_owned(),
             size_bytes,
+            give,
             old: OldDisk { alone, reader: Mutex::new(None) },
             new: RwLock::new(Some(new)),
         })
@@ -414,13 +489,11 @@ impl Qcow2Writer {
             .and_then(|()| new.image.flush())
             .and_then(|()| self.old.alone.files.top.metadata())
             .and_then(|metadata| {
-                // Whoever could use the old file can use the new one.
-                match fchown(&new.file, Some(metadata.uid()), Some(metadata.gid())) {
-                    Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
-                    other => other?,
-                }
+                // Whoever could use the old file can use the new one. The mode comes first:
+                // it cannot be set on a file that was given away.
                 let mode = std::fs::Permissions::from_mode(metadata.mode() & 0o777);
-                new.file.set_permissions(mode)
+                new.file.set_permissions(mode)?;
+                (self.give)(&new.file, metadata.uid(), metadata.gid())
             })
             .map_err(doing)
     }
@@ -463,9 +536,44 @@ impl DiskWriter for Qcow2Writer {
         drop(image);
         file.sync_all()
             .and_then(|()| self.folder.rename(&partial_name(&self.name), &self.name))
+            .inspect_err(|_| discard(&self.folder, &partial_name(&self.name)))
             .map_err(failed("making a qcow2 image durable"))?;
         release(&self.old.alone.files.top);
         Ok(())
+    }
+}
+
+/// Gives an empty file to the old image's owner and group, and removes it: the image that is
+/// written stays ours until it is whole.
+fn try_giving(folder: &Folder, name: &str, old: &File, give: GiveFile) -> io::Result<()> {
+    let owner = old.metadata()?;
+    let (uid, gid) = (owner.uid(), owner.gid());
+    let given = give(&folder.create_file(name)?, uid, gid);
+    folder.remove(name)?;
+    given.map_err(|error| {
+        let text = format!(
+            "the image belongs to user {uid} and group {gid}, and the new one cannot be given \
+            to them ({error}); nothing was written"
+        );
+        io::Error::new(error.kind(), text)
+    })
+}
+
+impl Drop for Qcow2Writer {
+    /// An image that was never finished is of no use and takes space. The old one is still
+    /// locked: no other writer has a file of this name.
+    fn drop(&mut self) {
+        let slot = self.new.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if slot.take().is_some() {
+            discard(&self.folder, &partial_name(&self.name));
+        }
+    }
+}
+
+/// Removes an unfinished image. Where that fails it stays until the next writer replaces it.
+fn discard(folder: &Folder, name: &str) {
+    if let Err(error) = folder.remove(name) {
+        warn!(name, %error, "unfinished image {name:?} is left behind: {error}");
     }
 }
 
@@ -474,6 +582,18 @@ pub(super) fn partial_name(name: &str) -> String {
 }
 
 impl NewImage {
+    fn create(folder: &Folder, name: &str, size_bytes: u64) -> io::Result<Self> {
+        let file = folder.create_file(name)?;
+        let image = Qcow2::<ImageFile>::create_builder(file.try_clone()?.try_into()?)
+            .size(size_bytes)
+            .create_open(DenyImplicitOpenGate::default(), |file| Ok(Qcow2::builder(file)))?;
+        Ok(Self {
+            image: FormatAccess::new(image),
+            file,
+            written: Mutex::new(Granules::none(size_bytes)),
+        })
+    }
+
     /// Brings over the old content of granules that a write covers only in part.
     fn keep_edges(&self, old: &OldDisk, offset: u64, length: u64, size: u64) -> io::Result<()> {
         if length == 0 {
@@ -597,6 +717,60 @@ mod tests {
         Hold::Writing.take(&other, "image").unwrap_err();
         drop(alone);
         Hold::Writing.take(&other, "image").unwrap();
+    }
+
+    const CLUSTER: u64 = 1 << 16;
+    /// The largest disk of all: its second-level tables take 8 GiB.
+    const TABLES: u64 = DISK_BYTES_MAX >> 29;
+
+    /// An image whose tables all lie in a hole; returns where the first of them begins.
+    fn make_hollow(file: &File) -> u64 {
+        let mut header = [0; 72];
+        header[..4].copy_from_slice(b"QFI\xfb");
+        header[4..8].copy_from_slice(&2_u32.to_be_bytes());
+        header[20..24].copy_from_slice(&16_u32.to_be_bytes());
+        header[24..32].copy_from_slice(&DISK_BYTES_MAX.to_be_bytes());
+        header[36..40].copy_from_slice(&u32::try_from(TABLES).unwrap().to_be_bytes());
+        header[40..48].copy_from_slice(&CLUSTER.to_be_bytes());
+        let first = CLUSTER + TABLES * 8;
+        let l1: Vec<u8> =
+            (0..TABLES).rev().flat_map(|i| (first + i * CLUSTER).to_be_bytes()).collect();
+        file.write_all_at(&header, 0).unwrap();
+        file.write_all_at(&l1, CLUSTER).unwrap();
+        file.set_len(first + TABLES * CLUSTER).unwrap();
+        first
+    }
+
+    /// What this thread has read, as the kernel counts it.
+    fn bytes_read() -> u64 {
+        let text = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+        text.strip_prefix("rchar: ").unwrap().lines().next().unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn tables_in_holes_are_not_read() {
+        let file = tempfile::tempfile().unwrap();
+        make_hollow(&file);
+        let header = Header::read(&file).unwrap();
+        let before = bytes_read();
+        header.check_tables(&file).unwrap();
+        assert!(bytes_read() - before < 2 * TABLES * 8, "{} bytes", bytes_read() - before);
+    }
+
+    #[test]
+    fn what_is_data_in_a_hollow_table_is_checked() {
+        for entry in [0, CLUSTER / 8 / 2, CLUSTER / 8 - 1] {
+            for table in [0, TABLES / 2, TABLES - 1] {
+                let file = tempfile::tempfile().unwrap();
+                let first = make_hollow(&file);
+                let header = Header::read(&file).unwrap();
+                let at = first + table * CLUSTER + entry * 8;
+                file.write_all_at(&first.to_be_bytes(), at).unwrap();
+                header.check_tables(&file).unwrap();
+                file.write_all_at(&OFFSET_MASK.to_be_bytes(), at).unwrap();
+                header.check_tables(&file).unwrap_err();
+            }
+        }
     }
 
     #[test]

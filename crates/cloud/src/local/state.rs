@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind};
 use kedge_core::ids::VolumeId;
 use serde::{Deserialize, Serialize};
 
-use super::config::STATE_FILE;
+use super::config::{Image, STATE_FILE};
 use super::folder::Folder;
 
 /// Room for thousands of snapshots; more would be a runaway.
@@ -42,6 +42,10 @@ pub(super) enum Power {
 #[serde(deny_unknown_fields)]
 pub(super) struct SnapshotState {
     pub(super) volumes: Vec<VolumeId>,
+    /// What each volume was when it was frozen; what is declared since then is not asked.
+    /// A volume that is missing here cannot be told from another.
+    #[serde(default)]
+    pub(super) images: BTreeMap<VolumeId, Image>,
     pub(super) kept: Kept,
 }
 

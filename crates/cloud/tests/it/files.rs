@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use kedge_cloud::local::LocalCloud;
+use kedge_cloud::local::{CloneFile, FileCalls, LocalCloud};
 use kedge_core::ids::{ProjectId, ServerId, VolumeId};
 use kedge_core::ports::{Cloud, DiskReader, ServerRef};
 use kedge_core::resource::Volume;
@@ -56,6 +56,12 @@ impl Site {
 
     pub(crate) fn open(&self) -> LocalCloud {
         LocalCloud::open(self.root.path().to_owned()).unwrap()
+    }
+
+    /// The site with another way to clone a file.
+    pub(crate) fn open_with_clone(&self, clone: CloneFile) -> LocalCloud {
+        let calls = FileCalls { clone, ..FileCalls::default() };
+        LocalCloud::open_with(self.root.path().to_owned(), calls).unwrap()
     }
 
     pub(crate) async fn volume(&self, index: usize) -> Volume {

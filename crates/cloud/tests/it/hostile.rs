@@ -57,7 +57,7 @@ async fn raw_bytes_that_imitate_qcow2_stay_raw_bytes() {
 #[tokio::test]
 async fn a_header_that_lies_is_refused() {
     let huge = (1_u64 << 63).to_be_bytes();
-    let rows: [(&str, u64, &[u8]); 22] = [
+    let rows: [(&str, u64, &[u8]); 23] = [
         ("no magic", 0, b"QFI\0"),
         ("unknown version", 4, &9_u32.to_be_bytes()),
         ("backing name far away", 8, &(1_u64 << 62).to_be_bytes()),
@@ -73,6 +73,7 @@ async fn a_header_that_lies_is_refused() {
         ("encrypted", 32, &2_u32.to_be_bytes()),
         ("no table", 36, &0_u32.to_be_bytes()),
         ("a table of 32 GiB", 36, &u32::MAX.to_be_bytes()),
+        ("a table longer than its disk needs", 36, &8193_u32.to_be_bytes()),
         ("a table past the end", 36, &(1_u32 << 22).to_be_bytes()),
         ("a table nowhere", 40, &0_u64.to_be_bytes()),
         ("a table between clusters", 40, &(L1_OFFSET + 512).to_be_bytes()),
@@ -90,6 +91,14 @@ async fn a_header_that_lies_is_refused() {
         assert_eq!((volume.status, volume.size_bytes), (VolumeStatus::Error, 0), "{what}");
         assert!(read_disk(&site).await.is_none(), "{what}");
     }
+}
+
+#[tokio::test]
+async fn a_table_that_fills_its_cluster_is_read() {
+    let site = Site::with_disk(QCOW2);
+    let wanted = make_qcow2(&site.path("disk"), SIZE, &[]);
+    patch(&site.path("disk"), 36, &8192_u32.to_be_bytes());
+    assert!(read_disk(&site).await.unwrap() == wanted);
 }
 
 #[tokio::test]

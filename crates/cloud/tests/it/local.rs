@@ -2,14 +2,15 @@
 //! disks that change, shrink or vanish.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use kedge_cloud::local::LocalCloud;
+use kedge_cloud::local::{CloneFile, FileCalls, LocalCloud};
 use kedge_core::ports::{Cloud, CloudError, CloudErrorKind};
-use kedge_core::resource::{ServerStatus, VolumeStatus};
+use kedge_core::resource::{Content, ServerStatus, VolumeStatus};
 
 use crate::files::{
     PROJECT, SERVER, Site, check, declaration, done, judge, make_qcow2, make_raw, noise, patch,
@@ -149,10 +150,7 @@ async fn a_moment_kept_by_locks_dies_with_its_process_and_is_taken_anew() {
 #[tokio::test]
 async fn clones_outlive_their_process() {
     let site = site();
-    let copy: kedge_cloud::local::CloneFile = |mut from, mut to| {
-        std::io::copy(&mut from, &mut to).map(|_| ()).map_err(|_| rustix::io::Errno::IO)
-    };
-    let open = || LocalCloud::open_with_clone(site.root.path().to_owned(), copy).unwrap();
+    let open = || site.open_with_clone(COPY);
     let before = fs::read(site.path("data.img")).unwrap();
     freeze(&open()).await.unwrap();
     patch(&site.path("data.img"), 0, &[7; 100]);
@@ -168,11 +166,86 @@ async fn clones_outlive_their_process() {
     assert_eq!(fs::read_dir(site.path(".kedge")).unwrap().count(), 0);
 }
 
+/// A plain copy, for file systems that share no blocks.
+const COPY: CloneFile = |mut from, mut to| {
+    std::io::copy(&mut from, &mut to).map(|_| ()).map_err(|_| rustix::io::Errno::IO)
+};
+
+/// Two raw disks of one size, the first `a.img`, the second `b.img`, frozen by clones.
+async fn two_alike() -> (Site, LocalCloud, [Vec<u8>; 2]) {
+    let mut site = Site::new();
+    let contents = ["a.img", "b.img"].map(|file| {
+        site.add_disk(&RAW.replace("data.img", file));
+        let bytes = noise(u64::from(file.as_bytes()[0]), SIZE);
+        fs::write(site.path(file), &bytes).unwrap();
+        bytes
+    });
+    let cloud = site.open_with_clone(COPY);
+    freeze(&cloud).await.unwrap();
+    (site, cloud, contents)
+}
+
+#[tokio::test]
+async fn a_declaration_that_changes_after_a_freeze_changes_no_clone() {
+    let (site, cloud, contents) = two_alike().await;
+    let text = fs::read_to_string(site.path("server.toml")).unwrap();
+    let swapped = text.replace("a.img", "x").replace("b.img", "a.img").replace('x', "b.img");
+    let other_format = text.replace("\"raw\"", "\"qcow2\"");
+    let backed = text.replace("\"raw\"", "\"qcow2\"\nbacking = \"base\"");
+    let gone = declaration(SERVER, "");
+    for changed in [swapped, other_format, backed, gone] {
+        assert_ne!(changed, text);
+        fs::write(site.path("server.toml"), changed).unwrap();
+        for (index, content) in contents.iter().enumerate() {
+            let open = cloud.open_snapshot(&server_ref(), "s", &volume_id(index), None).await;
+            assert!(read_all(&open.unwrap().reader) == *content, "disk {index}");
+        }
+        cloud.confirm_snapshots(&server_ref(), "s").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn clones_of_which_nobody_knows_the_disks_are_lost_and_made_anew() {
+    let (site, cloud, contents) = two_alike().await;
+    let state = fs::read_to_string(site.path("kedge-state.json")).unwrap();
+    let mut old: serde_json::Value = serde_json::from_str(&state).unwrap();
+    old["snapshots"]["s"].as_object_mut().unwrap().remove("images").unwrap();
+    fs::write(site.path("kedge-state.json"), old.to_string()).unwrap();
+    let lost = CloudErrorKind::MomentLost;
+    let open = cloud.open_snapshot(&server_ref(), "s", &volume_id(0), None).await;
+    assert_eq!(kind(open), lost);
+    assert_eq!(kind(cloud.confirm_snapshots(&server_ref(), "s").await), lost);
+    cloud.delete_snapshots(&server_ref(), "s").await.unwrap();
+    freeze(&cloud).await.unwrap();
+    let open = cloud.open_snapshot(&server_ref(), "s", &volume_id(0), None).await.unwrap();
+    assert!(read_all(&open.reader) == contents[0]);
+}
+
+#[tokio::test]
+async fn clones_with_a_write_between_them_are_no_moment() {
+    let copy_and_write: CloneFile = |from, to| {
+        COPY(from, to)?;
+        patch(Path::new(&format!("/proc/self/fd/{}", from.as_raw_fd())), 70_000, &[1]);
+        Ok(())
+    };
+    let site = site();
+    let cloud = site.open_with_clone(copy_and_write);
+    for _ in 0..2 {
+        assert_eq!(kind(freeze(&cloud).await), CloudErrorKind::MomentLost);
+        let open = cloud.open_snapshot(&server_ref(), "s", &volume_id(0), None).await;
+        assert_eq!(kind(open), CloudErrorKind::MomentLost);
+    }
+    let calm = site.open_with_clone(COPY);
+    freeze(&calm).await.unwrap();
+    calm.confirm_snapshots(&server_ref(), "s").await.unwrap();
+    assert_eq!(fs::read_dir(site.path(".kedge")).unwrap().count(), 1);
+}
+
 #[tokio::test]
 async fn clones_that_failed_half_way_are_made_anew() {
     let site = site();
-    let fails: kedge_cloud::local::CloneFile = |_, _| Err(rustix::io::Errno::NOSPC);
-    let cloud = LocalCloud::open_with_clone(site.root.path().to_owned(), fails).unwrap();
+    let fails: CloneFile = |_, _| Err(rustix::io::Errno::NOSPC);
+    let cloud = site.open_with_clone(fails);
     let error = freeze(&cloud).await.unwrap_err();
     assert_eq!(error.kind, CloudErrorKind::Retryable);
     assert!(error.text.contains("disk is full"), "{error}");
@@ -256,6 +329,37 @@ async fn a_qcow2_write_that_dies_leaves_the_old_disk_whole() {
 }
 
 #[tokio::test]
+async fn an_unfinished_qcow2_leaves_nothing_behind() {
+    let give_nothing_whole: kedge_cloud::local::GiveFile = |file, _, _| {
+        if file.metadata()?.len() == 0 { Ok(()) } else { Err(ErrorKind::Other.into()) }
+    };
+    let site = site();
+    let partial = site.path("root.qcow2.kedge-partial");
+    let calls = FileCalls { give: give_nothing_whole, ..FileCalls::default() };
+    let cloud = LocalCloud::open_with(site.root.path().to_owned(), calls).unwrap();
+    cloud.stop_server(&server_ref()).await.unwrap();
+    for finishes in [false, true] {
+        let writer = cloud.open_for_writing(&server_ref(), &volume_id(0), "m").await.unwrap();
+        writer.write_at(0, &noise(5, 500_000)).unwrap();
+        if finishes {
+            writer.finish().unwrap_err();
+        }
+        assert!(partial.exists());
+        drop(writer);
+        assert!(!partial.exists(), "finishes: {finishes}");
+    }
+    // A writer that has finished takes nothing from the next one.
+    let cloud = site.open();
+    let first = cloud.open_for_writing(&server_ref(), &volume_id(0), "m").await.unwrap();
+    first.finish().unwrap();
+    let second = cloud.open_for_writing(&server_ref(), &volume_id(0), "m").await.unwrap();
+    drop(first);
+    assert!(partial.exists());
+    second.finish().unwrap();
+    check(&site.path("root.qcow2"));
+}
+
+#[tokio::test]
 async fn a_written_qcow2_keeps_its_mode_and_is_sparse_and_clean() {
     let site = Site::with_disk(QCOW2);
     let image = site.path("root.qcow2");
@@ -288,6 +392,72 @@ async fn a_written_qcow2_keeps_its_mode_and_is_sparse_and_clean() {
     let metadata = fs::metadata(&image).unwrap();
     assert_eq!(metadata.mode() & 0o777, 0o640);
     assert!(metadata.blocks() * 512 < 8 << 20, "{} blocks", metadata.blocks());
+}
+
+#[tokio::test]
+async fn a_written_qcow2_keeps_its_owner_and_stays_ours_until_it_is_whole() {
+    let site = site();
+    let image = site.path("root.qcow2");
+    fs::set_permissions(&image, fs::Permissions::from_mode(0o660)).unwrap();
+    // Only root may give a file away; for anyone else it is our own that is kept.
+    match std::os::unix::fs::chown(&image, Some(12345), Some(12346)) {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
+        other => other.unwrap(),
+    }
+    let of = |path: &Path| {
+        let data = fs::metadata(path).unwrap();
+        (data.uid(), data.gid(), data.mode() & 0o777)
+    };
+    let before = of(&image);
+    let ours = of(&site.path("server.toml"));
+    let cloud = site.open();
+    cloud.stop_server(&server_ref()).await.unwrap();
+    let writer = cloud.open_for_writing(&server_ref(), &volume_id(0), "m").await.unwrap();
+    assert_eq!(of(&site.path("root.qcow2.kedge-partial")), (ours.0, ours.1, 0o600));
+    writer.write_at(0, &noise(1, SIZE)).unwrap();
+    writer.finish().unwrap();
+    assert_eq!(of(&image), before);
+    assert!(judge(&image, "qcow2") == noise(1, SIZE));
+}
+
+#[tokio::test]
+async fn a_qcow2_whose_owner_cannot_be_kept_is_refused_before_it_is_marked() {
+    let site = site();
+    let image = site.path("root.qcow2");
+    let before = fs::read(&image).unwrap();
+    let give: kedge_cloud::local::GiveFile = |_, _, _| Err(rustix::io::Errno::PERM.into());
+    let calls = FileCalls { give, ..FileCalls::default() };
+    let cloud = LocalCloud::open_with(site.root.path().to_owned(), calls).unwrap();
+    cloud.stop_server(&server_ref()).await.unwrap();
+    let opened = cloud.open_for_writing(&server_ref(), &volume_id(0), "m").await;
+    let error = opened.map(drop).unwrap_err();
+    assert_eq!(error.kind, CloudErrorKind::Permanent);
+    assert!(error.text.contains("nothing was written"), "{error}");
+    assert_eq!(cloud.list_marks(&server_ref()).await.unwrap(), []);
+    assert_eq!(site.volume(0).await.content, Content::Whole);
+    assert!(fs::read(&image).unwrap() == before);
+    assert!(!site.path("root.qcow2.kedge-partial").exists());
+    // A raw image is written in place and belongs to whom it belonged.
+    cloud.open_for_writing(&server_ref(), &volume_id(1), "m").await.unwrap();
+}
+
+/// `RestrictSUIDSGID` forbids `openat2`, and without it no image is opened at all.
+#[test]
+fn the_service_unit_forbids_nothing_that_images_need() {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/kedge.service");
+    let unit = fs::read_to_string(unit).unwrap();
+    let lines: Vec<_> = unit.lines().filter(|line| line.starts_with("SystemCall")).collect();
+    let wanted = [
+        "SystemCallArchitectures=native",
+        "SystemCallFilter=@system-service",
+        "SystemCallFilter=~@privileged @resources",
+        "SystemCallFilter=@chown",
+        "SystemCallErrorNumber=EPERM",
+    ];
+    assert_eq!(lines, wanted);
+    for setting in ["RestrictSUIDSGID=", "DynamicUser="] {
+        assert!(!unit.lines().any(|line| line.starts_with(setting)), "{setting}");
+    }
 }
 
 #[tokio::test]
@@ -325,7 +495,7 @@ async fn a_damaged_disk_can_be_overwritten_whole() {
 #[tokio::test]
 async fn everything_made_is_ours_alone() {
     let site = site();
-    let cloud = LocalCloud::open_with_clone(site.root.path().to_owned(), |_, _| Ok(())).unwrap();
+    let cloud = site.open_with_clone(|_, _| Ok(()));
     cloud.lock_server(&server_ref(), "h").await.unwrap();
     cloud.stop_server(&server_ref()).await.unwrap();
     freeze(&cloud).await.unwrap();

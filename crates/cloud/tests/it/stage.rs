@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kedge_cloud::local::LocalCloud;
+use kedge_cloud::local::{CloneFile, FileCalls, LocalCloud};
 use kedge_cloud::sim::SimCloud;
 use kedge_core::ids::VolumeId;
 use kedge_core::ports::{Clock, Cloud, ServerRef};
@@ -110,6 +110,10 @@ impl Stage for SimStage {
     }
 }
 
+fn opened(root: PathBuf, clone: CloneFile) -> LocalCloud {
+    LocalCloud::open_with(root, FileCalls { clone, ..FileCalls::default() }).unwrap()
+}
+
 /// A qcow2 and a raw disk in files.
 pub(crate) struct LocalStage {
     pub(crate) site: Site,
@@ -119,19 +123,16 @@ pub(crate) struct LocalStage {
 impl LocalStage {
     /// Frozen by locks, as on file systems that share no blocks.
     pub(crate) fn in_place() -> Self {
-        Self::new(|root| {
-            LocalCloud::open_with_clone(root, |_, _| Err(rustix::io::Errno::OPNOTSUPP)).unwrap()
-        })
+        Self::new(|root| opened(root, |_, _| Err(rustix::io::Errno::OPNOTSUPP)))
     }
 
     /// Frozen by clones; a plain copy stands in for shared blocks.
     pub(crate) fn cloning() -> Self {
         Self::new(|root| {
-            LocalCloud::open_with_clone(root, |mut from, mut to| {
+            opened(root, |mut from, mut to| {
                 std::io::copy(&mut from, &mut to).unwrap();
                 Ok(())
             })
-            .unwrap()
         })
     }
 
