@@ -267,7 +267,7 @@ impl Repository<Indexed> {
         let content = content.ok_or_else(|| node_damage(tree, node, "has no list of blobs"))?;
         let mut sum: u64 = 0;
         for id in content {
-            let len = self.data_bytes_of(*id).ok_or_else(|| {
+            let len = self.data_bytes_of(*id)?.ok_or_else(|| {
                 let blob = blob_name(BlobKind::Data, *id);
                 node_damage(tree, node, &format!("needs {blob}, which is missing"))
             })?;

@@ -116,15 +116,18 @@ impl Index {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn find(&self, kind: BlobKind, id: BlobId) -> Option<Location> {
+    /// Where the blob lies.
+    pub(crate) fn find(&self, kind: BlobKind, id: BlobId) -> Result<Option<Location>, EngineError> {
         let state = self.read();
-        let entry = state.blobs(kind).get(&id)?;
-        let pack = *state.packs.get(entry.pack as usize)?;
-        Some(Location { pack, offset: entry.offset, shape: entry.shape })
+        let Some(entry) = state.blobs(kind).get(&id) else { return Ok(None) };
+        let pack = state.packs.get(entry.pack as usize).copied();
+        let pack = pack.ok_or_else(|| EngineError::bug("an entry without a pack"))?;
+        Ok(Some(Location { pack, offset: entry.offset, shape: entry.shape }))
     }
 
-    pub(crate) fn contains(&self, kind: BlobKind, id: BlobId) -> bool {
-        self.read().blobs(kind).contains_key(&id)
+    /// Whether the blob is stored, and may be deduplicated against.
+    pub(crate) fn contains(&self, kind: BlobKind, id: BlobId) -> Result<bool, EngineError> {
+        Ok(self.read().blobs(kind).contains_key(&id))
     }
 
     /// Takes in an index object this process has just made durable.
@@ -335,7 +338,7 @@ mod tests {
     }
 
     fn knows(index: &Index, number: u8) -> bool {
-        index.contains(BlobKind::Data, BlobId([number; 32]))
+        index.contains(BlobKind::Data, BlobId([number; 32])).unwrap()
     }
 
     #[test]

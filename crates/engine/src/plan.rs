@@ -96,7 +96,7 @@ impl<'a> Planner<'a> {
             };
             match self.kind_of(task.offset, u64::from(task.len))? {
                 ExtentKind::Zero => self.skip_zero(&task),
-                ExtentKind::Unchanged if base.from_parent && self.is_stored(base.id) => {
+                ExtentKind::Unchanged if base.from_parent && self.is_stored(base.id)? => {
                     if self.keep(&task) {
                         return Ok((Some(Task { purpose: Purpose::Sample, ..task }), passed_bytes));
                     }
@@ -112,8 +112,8 @@ impl<'a> Planner<'a> {
         self.skipped
     }
 
-    fn is_stored(&self, id: BlobId) -> bool {
-        id == zero_block_id() || self.index.contains(BlobKind::Data, id)
+    fn is_stored(&self, id: BlobId) -> Result<bool, EngineError> {
+        Ok(id == zero_block_id() || self.index.contains(BlobKind::Data, id)?)
     }
 
     fn skip_zero(&mut self, task: &Task) {

@@ -74,7 +74,7 @@ impl SnapshotView {
         let position = tree.nodes.iter().position(is_disk);
         let node = tree.nodes.swap_remove(position.ok_or_else(|| damaged("has no disk"))?);
         let content = node.content.ok_or_else(|| damaged("has no list of blobs"))?;
-        let chunk_size = self.repository.chunk_size_of(node.size, &content);
+        let chunk_size = self.repository.chunk_size_of(node.size, &content)?;
         Ok(VolumeView { size_bytes: node.size, subtree, chunk_size, content })
     }
 
@@ -143,7 +143,7 @@ impl Repository<Indexed> {
 
     /// The plain bytes of one blob.
     pub(crate) fn load_blob(&self, kind: BlobKind, id: BlobId) -> Result<Vec<u8>, EngineError> {
-        let location = self.state.index.find(kind, id);
+        let location = self.state.index.find(kind, id)?;
         let location =
             location.ok_or_else(|| EngineError::damaged(blob_name(kind, id), "missing"))?;
         let mut sealed = vec![0; location.shape.length as usize];
@@ -164,18 +164,30 @@ impl Repository<Indexed> {
     }
 
     /// A blob's plain length, if the index knows the blob.
-    pub(crate) fn data_bytes_of(&self, id: BlobId) -> Option<u32> {
-        self.state.index.find(BlobKind::Data, id).map(|found| found.shape.plain_bytes())
+    pub(crate) fn data_bytes_of(&self, id: BlobId) -> Result<Option<u32>, EngineError> {
+        let found = self.state.index.find(BlobKind::Data, id)?;
+        Ok(found.map(|found| found.shape.plain_bytes()))
     }
 
     /// The size of chunks a content list consists of.
-    fn chunk_size_of(&self, size_bytes: u64, content: &[BlobId]) -> Option<ChunkSize> {
+    fn chunk_size_of(
+        &self,
+        size_bytes: u64,
+        content: &[BlobId],
+    ) -> Result<Option<ChunkSize>, EngineError> {
         let zeroes = Zeroes::of_volume(size_bytes);
-        let len_of = |id| zeroes.len_of(id).or_else(|| self.data_bytes_of(id));
+        let len_of = |id| match zeroes.len_of(id) {
+            Some(len) => Ok(Some(len)),
+            None => self.data_bytes_of(id),
+        };
         // Lists of zeroes alone fit every size; then the usual one is as good as any.
         let usual = ChunkSize::for_volume(size_bytes);
-        let mut sizes = std::iter::once(usual).chain(ChunkSize::ALL);
-        sizes.find(|size| Cut { size_bytes, chunk_size: *size }.fits(content, len_of))
+        for chunk_size in std::iter::once(usual).chain(ChunkSize::ALL) {
+            if (Cut { size_bytes, chunk_size }).fits(content, len_of)? {
+                return Ok(Some(chunk_size));
+            }
+        }
+        Ok(None)
     }
 
     /// Fails unless the index knows every blob below a tree.
@@ -190,14 +202,11 @@ impl Repository<Indexed> {
             cancel.check()?;
             for node in self.load_tree(id)?.nodes {
                 open.extend(node.subtree.filter(|subtree| seen.insert(*subtree)));
-                let mut content = node.content.iter().flatten();
-                let missing =
-                    content.find(|blob| !self.state.index.contains(BlobKind::Data, **blob));
-                if let Some(blob) = missing {
-                    return Err(EngineError::damaged(
-                        format!("tree {id}"),
-                        format!("{} is missing", blob_name(BlobKind::Data, *blob)),
-                    ));
+                for blob in node.content.into_iter().flatten() {
+                    if !self.state.index.contains(BlobKind::Data, blob)? {
+                        let what = format!("{} is missing", blob_name(BlobKind::Data, blob));
+                        return Err(EngineError::damaged(format!("tree {id}"), what));
+                    }
                 }
             }
         }

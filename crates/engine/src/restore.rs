@@ -123,8 +123,10 @@ impl Repository<Indexed> {
         let mut position: u64 = 0;
         let mut places = Vec::with_capacity(volume.blobs().len());
         for id in volume.blobs() {
-            let len = zeroes.len_of(*id).or_else(|| self.data_bytes_of(*id));
-            let len = len.ok_or_else(|| missing(*id))?;
+            let len = match zeroes.len_of(*id) {
+                Some(len) => len,
+                None => self.data_bytes_of(*id)?.ok_or_else(|| missing(*id))?,
+            };
             places.push(Place { position, len });
             position = position.saturating_add(u64::from(len));
         }
@@ -154,7 +156,7 @@ impl Repository<Indexed> {
                 layout.add_zeroes(place);
                 continue;
             }
-            let found = self.state.index.find(BlobKind::Data, *id).ok_or_else(|| missing(*id))?;
+            let found = self.state.index.find(BlobKind::Data, *id)?.ok_or_else(|| missing(*id))?;
             let pack = *numbers.entry(found.pack).or_insert_with(|| {
                 layout.packs.push(found.pack);
                 layout.packs.len() - 1

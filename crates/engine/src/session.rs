@@ -213,8 +213,9 @@ impl Session {
 
     /// Whether the caller must store the blob: it is neither in the repository nor
     /// claimed by anyone in this session.
-    pub(crate) fn claim(&self, kind: BlobKind, id: BlobId) -> bool {
-        !self.repository.state.index.contains(kind, id) && guard(&self.claims).of(kind).insert(id)
+    pub(crate) fn claim(&self, kind: BlobKind, id: BlobId) -> Result<bool, EngineError> {
+        Ok(!self.repository.state.index.contains(kind, id)?
+            && guard(&self.claims).of(kind).insert(id))
     }
 
     /// Runs a step after which claimed blobs may be lost if it fails.
@@ -287,7 +288,7 @@ impl Session {
         encoder: &mut Encoder,
     ) -> Result<BlobId, EngineError> {
         let id = BlobId::of(plain);
-        if self.claim(BlobKind::Data, id) {
+        if self.claim(BlobKind::Data, id)? {
             let mut pack = self.lend_pack();
             let added = self.add(&mut pack, encoder, id, plain);
             self.return_pack(pack);
@@ -299,7 +300,7 @@ impl Session {
     /// Stores a tree unless it is there already.
     pub(crate) fn store_tree(&self, json: &[u8]) -> Result<TreeId, EngineError> {
         let id = BlobId::of(json);
-        if self.claim(BlobKind::Tree, id) {
+        if self.claim(BlobKind::Tree, id)? {
             let mut encoder = self.or_fail(|| Encoder::new(TREE_ZSTD_LEVEL))?;
             self.add(&mut guard(&self.tree_pack), &mut encoder, id, json)?;
         }
@@ -342,7 +343,7 @@ impl Session {
     fn require_trees(&self, volumes: &[(&str, TreeId)]) -> Result<(), EngineError> {
         for (_, subtree) in volumes {
             let blob = subtree.blob();
-            let is_known = self.repository.state.index.contains(BlobKind::Tree, blob)
+            let is_known = self.repository.state.index.contains(BlobKind::Tree, blob)?
                 || guard(&self.claims).trees.contains(&blob);
             if !is_known {
                 return Err(EngineError::damaged(format!("tree {subtree}"), "not stored"));

@@ -90,11 +90,9 @@ impl Session {
         let mut changes = tally.changes;
         changes.extend(skipped.changes);
         changes.sort_unstable();
-        let subtree = match parent.filter(|parent| changes.is_empty() && parent.cut() == Some(cut))
-        {
-            Some(parent) if self.has_tree(parent.subtree()) && self.has_zeroes(parent) => {
-                parent.subtree()
-            }
+        let same = parent.filter(|parent| changes.is_empty() && parent.cut() == Some(cut));
+        let subtree = match same {
+            Some(parent) if self.has_list(parent)? => parent.subtree(),
             Some(_) | None => self.store_list(cut, base, &changes, options)?,
         };
         Ok(StoredVolume {
@@ -111,18 +109,17 @@ impl Session {
         })
     }
 
-    /// Whether the index knows the zero blobs of the volume's list. We restore zeroes
-    /// without them, stock restic does not.
-    fn has_zeroes(&self, volume: &VolumeView) -> bool {
+    /// Whether the index knows the volume's tree and the zero blobs of its list. We
+    /// restore zeroes without them, stock restic does not.
+    fn has_list(&self, volume: &VolumeView) -> Result<bool, EngineError> {
         let zeroes = Zeroes::of_volume(volume.size_bytes());
         let index = &self.repository.state.index;
-        let missing =
-            |id: &BlobId| zeroes.len_of(*id).is_some() && !index.contains(BlobKind::Data, *id);
-        !volume.blobs().iter().any(missing)
-    }
-
-    fn has_tree(&self, id: TreeId) -> bool {
-        self.repository.state.index.contains(BlobKind::Tree, id.blob())
+        for id in volume.blobs() {
+            if zeroes.len_of(*id).is_some() && !index.contains(BlobKind::Data, *id)? {
+                return Ok(false);
+            }
+        }
+        index.contains(BlobKind::Tree, volume.subtree().blob())
     }
 
     fn store_chunks(
@@ -309,7 +306,7 @@ impl Worker<'_, '_> {
         let id = chunk_id(plain);
         if id != zero_block_id() {
             self.tally.data_bytes += u64::from(task.len);
-            if self.pipeline.session.claim(BlobKind::Data, id) {
+            if self.pipeline.session.claim(BlobKind::Data, id)? {
                 let session = self.pipeline.session;
                 let shape = session.add(&mut self.pack, &mut self.encoder, id, plain)?;
                 self.tally.new_bytes += u64::from(task.len);
