@@ -16,6 +16,7 @@ mod keys;
 pub mod layer;
 mod lock;
 mod pack;
+mod pipeline;
 mod plan;
 mod polynomial;
 mod read;
