@@ -51,9 +51,11 @@ impl LocalBackend {
     fn require_place(&self, kind: ObjectKind) -> Result<(), BackendError> {
         let landmark = match kind {
             ObjectKind::Config | ObjectKind::Access | ObjectKind::Key => self.root.clone(),
-            ObjectKind::Pack | ObjectKind::Index | ObjectKind::Snapshot | ObjectKind::Lock => {
-                self.path(&ObjectName::Config)
-            }
+            ObjectKind::Pack
+            | ObjectKind::Index
+            | ObjectKind::Snapshot
+            | ObjectKind::Lock
+            | ObjectKind::Mark => self.path(&ObjectName::Config),
         };
         match fs::metadata(&landmark) {
             Ok(_) => Ok(()),
@@ -227,6 +229,9 @@ impl Backend for LocalBackend {
                 self.list_dir(kind, &self.root.join("snapshots"), &mut found)?;
             }
             ObjectKind::Lock => self.list_dir(kind, &self.root.join("locks"), &mut found)?,
+            ObjectKind::Mark => {
+                self.list_dir(kind, &self.root.join("kedge/marks"), &mut found)?;
+            }
             ObjectKind::Pack => {
                 self.require_place(kind)?;
                 for first in 0..=u8::MAX {
