@@ -15,6 +15,7 @@ mod index;
 mod keys;
 pub mod layer;
 mod lock;
+mod marks;
 mod pack;
 mod plan;
 mod polynomial;

@@ -10,7 +10,7 @@ use crate::{
     crypto::{KdfCost, Key, Password, fill_random},
     document,
     error::EngineError,
-    id::{RepositoryId, SnapshotId},
+    id::{IndexId, RepositoryId, SnapshotId},
     index::Index,
     keys, polynomial,
     snapshot::{self, Snapshot, SnapshotCache},
@@ -200,6 +200,12 @@ impl Repository<Indexed> {
     /// Reads index objects written meanwhile and forgets vanished ones.
     pub fn refresh(&self) -> Result<(), EngineError> {
         self.state.index.refresh(&self.vault)
+    }
+
+    /// Index objects that could not be used at the last refresh, each with what is wrong.
+    /// The blobs they list count as absent.
+    pub fn damaged_index_objects(&self) -> Vec<(IndexId, String)> {
+        self.state.index.damaged_objects()
     }
 
     /// All snapshots, oldest first. One that cannot be read fails the call.
