@@ -6,8 +6,10 @@
 //! unmounted or deleted repository is unreachable, not empty.
 //!
 //! A process may be killed between a rename and the sync of the directory. What it
-//! left can be seen and yet be lost with the power, so whatever others build on is made
-//! durable where it is seen: listed objects, and deletions found done.
+//! left can be seen and yet be lost with the power, so what others build on is made
+//! durable where it is seen: listed objects, what lies under a fixed name, and deletions
+//! found done. Packs need none of it: nobody looks at one before an index object, written
+//! later, lists it. Locks need none either: they die with their processes.
 
 use std::{
     collections::HashSet,
@@ -151,11 +153,14 @@ impl LocalBackend {
         }
     }
 
-    /// A directory that is not there has nothing that could come back.
+    /// Makes what a directory shows durable. One that is not there shows nothing, and
+    /// nothing is in flight on a disk that is mounted for reading.
     fn sync_if_there(&self, dir: &Path) -> Result<(), BackendError> {
         match self.disk.sync_dir(dir) {
-            Err(error) if !is_absent(&error) => Err(failure(&error)),
-            Ok(()) | Err(_) => Ok(()),
+            Ok(()) => Ok(()),
+            Err(error) if is_absent(&error) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => Ok(()),
+            Err(error) => Err(failure(&error)),
         }
     }
 
@@ -206,10 +211,14 @@ impl Backend for LocalBackend {
     }
 
     fn get(&self, name: &ObjectName, bytes_max: u64) -> Result<Vec<u8>, BackendError> {
-        let file = self.disk.open_file(&self.path(name));
+        let path = self.path(name);
+        let file = self.disk.open_file(&path);
         let mut file = file.map_err(|error| self.reading(name, &error))?;
         let bytes = file.read_up_to(bytes_max.saturating_add(1));
         let bytes = bytes.map_err(|error| failure(&error))?;
+        if let ObjectName::Config | ObjectName::Access = name {
+            self.sync_if_there(path.parent().unwrap_or(&self.root))?;
+        }
         if bytes.len() as u64 > bytes_max { Err(BackendError::TooLarge) } else { Ok(bytes) }
     }
 
@@ -235,17 +244,16 @@ impl Backend for LocalBackend {
 
     fn list(&self, kind: ObjectKind) -> Result<Vec<Listed>, BackendError> {
         let mut found = Vec::new();
-        match kind {
-            ObjectKind::Config => self.list_dir(kind, &self.root, &mut found)?,
-            ObjectKind::Access => self.list_dir(kind, &self.root.join("kedge"), &mut found)?,
-            ObjectKind::Key => self.list_dir(kind, &self.root.join("keys"), &mut found)?,
-            ObjectKind::Index => self.list_dir(kind, &self.root.join("index"), &mut found)?,
-            ObjectKind::Snapshot => {
-                self.list_dir(kind, &self.root.join("snapshots"), &mut found)?;
-            }
-            ObjectKind::Lock => self.list_dir(kind, &self.root.join("locks"), &mut found)?,
-            ObjectKind::Mark => {
-                self.list_dir(kind, &self.root.join("kedge/marks"), &mut found)?;
+        let dir = match kind {
+            ObjectKind::Config => self.root.clone(),
+            ObjectKind::Access => self.root.join("kedge"),
+            ObjectKind::Key => self.root.join("keys"),
+            ObjectKind::Index => self.root.join("index"),
+            ObjectKind::Snapshot => self.root.join("snapshots"),
+            ObjectKind::Mark => self.root.join("kedge/marks"),
+            ObjectKind::Lock => {
+                self.list_dir(kind, &self.root.join("locks"), &mut found)?;
+                return Ok(found);
             }
             ObjectKind::Pack => {
                 self.require_place(kind)?;
@@ -253,8 +261,11 @@ impl Backend for LocalBackend {
                     let dir = self.root.join("data").join(format!("{first:02x}"));
                     self.list_dir(kind, &dir, &mut found)?;
                 }
+                return Ok(found);
             }
-        }
+        };
+        self.list_dir(kind, &dir, &mut found)?;
+        self.sync_if_there(&dir)?;
         Ok(found)
     }
 
