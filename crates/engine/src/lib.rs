@@ -31,7 +31,8 @@ mod tree;
 mod vault;
 
 pub use backend::{
-    Backend, BackendError, Listed, LocalBackend, MemoryBackend, ObjectKind, ObjectName,
+    Backend, BackendError, DirEntry, Disk, DiskFile, EntryKind, Listed, LocalBackend,
+    MemoryBackend, ObjectKind, ObjectName,
 };
 pub use check::{CheckReport, Problem, ReadData};
 pub use chunk::ChunkSize;

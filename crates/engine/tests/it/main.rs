@@ -7,8 +7,10 @@
 )]
 
 mod corruption;
+mod crash;
 mod faults;
 mod restic;
+mod scenario;
 mod sessions;
 mod support;
 mod volumes;
