@@ -8,6 +8,7 @@
 
 mod corruption;
 mod faults;
+mod passwords;
 mod restic;
 mod sessions;
 mod support;
