@@ -99,8 +99,7 @@ impl ServiceKey {
         }
         let mut text = Zeroizing::new(String::new());
         file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(failed)?;
-        Self::parse(&text)
-            .ok_or_else(|| KeyError::Malformed { path: path.display().to_string() })
+        Self::parse(&text).ok_or_else(|| KeyError::Malformed { path: path.display().to_string() })
     }
 
     /// One line, or two: the current key and the one it replaces.

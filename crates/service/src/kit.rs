@@ -39,7 +39,9 @@ impl RecoveryKit {
     /// The kit as a shell and [`RecoveryKit::parse`] read it.
     pub fn text(&self) -> Zeroizing<String> {
         let mut text = Zeroizing::new(String::with_capacity(1024));
-        text.push_str("# What stock restic needs to read this project's backups. Keep it secret.\n");
+        text.push_str(
+            "# What stock restic needs to read this project's backups. Keep it secret.\n",
+        );
         // Writing to a string does not fail.
         let _ = writeln!(text, "{REPOSITORY}={}", shell_quoted(&self.location));
         let password = Zeroizing::new(shell_quoted(self.password.expose()));

@@ -36,7 +36,8 @@ async fn a_wrapped_password_is_replaced_and_nothing_else_of_its_repository() {
     store.mark_repository_made(&project()).await.unwrap();
     store.replace_wrapped_password(&project(), b"new").await.unwrap();
     let rows: Vec<_> = store.list_repositories().await.unwrap();
-    let rows: Vec<_> = rows.into_iter().map(|r| (r.wrapped_password, r.made, r.created_at)).collect();
+    let rows: Vec<_> =
+        rows.into_iter().map(|r| (r.wrapped_password, r.made, r.created_at)).collect();
     assert_eq!(rows, [(b"new".to_vec(), true, at(1)), (b"old".to_vec(), false, at(2))]);
 }
 
