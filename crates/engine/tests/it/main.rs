@@ -9,6 +9,7 @@
 mod corruption;
 mod crash;
 mod faults;
+mod passwords;
 mod restic;
 mod scenario;
 mod sessions;
