@@ -8,6 +8,7 @@
 //! Nothing here runs machines. Power is what we remember; whoever runs them on these files
 //! holds QEMU's locks, and we keep away.
 
+mod changes;
 mod config;
 mod error;
 mod folder;
@@ -37,6 +38,10 @@ use rustix::fs::Advice;
 use tokio::sync::Semaphore;
 use tracing::warn;
 
+pub use self::changes::{AskBoot, AskTime, NotesWrites};
+use self::changes::{
+    Moment, Standing, Unchanged, UnchangedReader, Witness, ask_boot, ask_time, notes_writes,
+};
 use self::config::{Declared, DeclaredDisk, Format, Image, SERVER_FILE};
 use self::error::failed;
 use self::folder::{Access, Folder};
@@ -87,11 +92,17 @@ pub struct FileCalls {
     pub clone: CloneFile,
     /// Where this fails, no qcow2 image is written.
     pub give: GiveFile,
+    /// Where this says no or fails, no changes are known.
+    pub notes_writes: NotesWrites,
+    /// Tells how old a file's times are.
+    pub time: AskTime,
+    /// Where this fails, no changes are known.
+    pub boot: AskBoot,
 }
 
 impl Default for FileCalls {
     fn default() -> Self {
-        Self { clone: reflink, give }
+        Self { clone: reflink, give, notes_writes, time: ask_time, boot: ask_boot }
     }
 }
 
@@ -399,11 +410,49 @@ fn open_reader(
     let size_bytes = disk_size(image, &files)?;
     Ok(match image.format {
         Format::Raw => Arc::new(RawReader::new(files.top, size_bytes, reading)),
-        Format::Qcow2 => {
-            let reader = Qcow2Reader::open(files, reading);
-            Arc::new(reader.map_err(failed(format!("opening image {:?}", image.file)))?)
-        }
+        Format::Qcow2 => Arc::new(open_qcow2_reader(image, files, reading)?),
     })
+}
+
+/// Opens a frozen disk, with what is known of its changes.
+fn open_frozen(
+    volume: &VolumeId,
+    image: &Image,
+    files: ImageFiles,
+    witness: Option<&Witness>,
+    since: Option<&ChangeToken>,
+) -> Result<OpenSnapshot, CloudError> {
+    let size_bytes = disk_size(image, &files)?;
+    let now = witness.and_then(|witness| Moment::of(volume, image, size_bytes, witness));
+    let then = since.and_then(Moment::from_token);
+    let unchanged = match (&now, &then) {
+        (Some(now), Some(then)) => now.unchanged_since(then),
+        (None, _) | (_, None) => Unchanged::Nothing,
+    };
+    let token = match witness.map(|witness| witness.standing) {
+        Some(Standing::Sure) => now.and_then(|now| now.to_token()),
+        Some(Standing::Unsure) | None => None,
+    };
+    let reader = match (unchanged, image.format) {
+        (Unchanged::Nothing, _) | (Unchanged::Beneath, Format::Raw) => {
+            open_reader(image, files, Reading::Frozen)?
+        }
+        (Unchanged::Beneath, Format::Qcow2) => {
+            Arc::new(open_qcow2_reader(image, files, Reading::Frozen)?.on_unchanged())
+        }
+        (Unchanged::Everything, _) => {
+            Arc::new(UnchangedReader::new(open_reader(image, files, Reading::Frozen)?))
+        }
+    };
+    Ok(OpenSnapshot { reader, token })
+}
+
+fn open_qcow2_reader(
+    image: &Image,
+    files: ImageFiles,
+    reading: Reading,
+) -> Result<Qcow2Reader, CloudError> {
+    Qcow2Reader::open(files, reading).map_err(failed(format!("opening image {:?}", image.file)))
 }
 
 /// Freezing.
@@ -429,7 +478,7 @@ impl Shared {
                 Some(Kept::Cloning { folder }) => remove_clones(&found.folder, *folder)?,
                 Some(Kept::InPlace) | None => {}
             }
-            let freeze = Freeze::take(&found.folder, &found.server, volumes)?;
+            let freeze = Freeze::take(&found.folder, &found.server, volumes, self.calls)?;
             let kept = self.keep(&found, state, name, &freeze)?;
             state.put_snapshot(name, &freeze, kept.clone());
             if kept == Kept::InPlace {
@@ -471,25 +520,25 @@ impl Shared {
         of: &ServerRef,
         name: &str,
         volume: &VolumeId,
+        since: Option<&ChangeToken>,
     ) -> Result<OpenSnapshot, CloudError> {
         let found = self.get(of)?;
         let state = found.state()?;
-        let (image, files) = match state.snapshots.get(name) {
+        let (image, files, witness) = match state.snapshots.get(name) {
             Some(made @ SnapshotState { kept: Kept::Cloned { folder }, .. }) => {
                 let image = made.image(name, volume)?.clone();
                 let clones = open_clones(&found.folder, *folder)?;
                 let files = ImageFiles::open_in(&clones, &image)?;
-                (image, files)
+                (image, files, made.witnesses.get(volume).cloned())
             }
             Some(SnapshotState { kept: Kept::InPlace | Kept::Cloning { .. }, .. }) | None => {
                 let freeze = self.held(of, name).ok_or_else(|| moment_is_gone(name))?;
                 let frozen = freeze.disk(volume).ok_or_else(|| not_frozen(name, volume))?;
                 let files = frozen.files.duplicate().map_err(failed("opening an image"))?;
-                (frozen.image.clone(), files)
+                (frozen.image.clone(), files, Some(frozen.witness.clone()))
             }
         };
-        let reader = open_reader(&image, files, Reading::Frozen)?;
-        Ok(OpenSnapshot { reader, token: None })
+        open_frozen(volume, &image, files, witness.as_ref(), since)
     }
 
     fn confirm_snapshots(&self, of: &ServerRef, name: &str) -> Result<(), CloudError> {
@@ -532,7 +581,9 @@ impl ServerState {
         let volumes = freeze.disks.iter().map(|disk| disk.volume.clone()).collect();
         let images: BTreeMap<_, _> =
             freeze.disks.iter().map(|disk| (disk.volume.clone(), disk.image.clone())).collect();
-        self.snapshots.insert(name.to_owned(), SnapshotState { volumes, images, kept });
+        let witnesses =
+            freeze.disks.iter().map(|disk| (disk.volume.clone(), disk.witness.clone())).collect();
+        self.snapshots.insert(name.to_owned(), SnapshotState { volumes, images, witnesses, kept });
     }
 }
 
@@ -670,10 +721,11 @@ impl Cloud for LocalCloud {
         of: &ServerRef,
         name: &str,
         volume: &VolumeId,
-        _since: Option<&ChangeToken>,
+        since: Option<&ChangeToken>,
     ) -> Result<OpenSnapshot, CloudError> {
         let (of, name, volume) = (of.clone(), name.to_owned(), volume.clone());
-        self.act(move |cloud| cloud.open_snapshot(&of, &name, &volume)).await
+        let since = since.cloned();
+        self.act(move |cloud| cloud.open_snapshot(&of, &name, &volume, since.as_ref())).await
     }
 
     async fn confirm_snapshots(&self, of: &ServerRef, name: &str) -> Result<(), CloudError> {

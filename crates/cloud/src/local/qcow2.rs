@@ -18,6 +18,7 @@ use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{
     DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, Mapping,
+    ShallowMapping,
 };
 use kedge_core::ports::{CloudError, DiskReader, DiskWriter, Extent, ExtentKind};
 use rustix::fs::SeekFrom;
@@ -352,13 +353,28 @@ pub(super) struct Qcow2Reader {
     /// What the files had when the tables were checked.
     lengths: Vec<u64>,
     reading: Reading,
+    beneath: Beneath,
+}
+
+/// What is said of a range that an image takes from the file beneath it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Beneath {
+    /// What that file holds there.
+    Looked,
+    /// That it did not change.
+    Unchanged,
 }
 
 impl Qcow2Reader {
     pub(super) fn open(files: ImageFiles, reading: Reading) -> io::Result<Self> {
         let lengths = files.lengths()?;
         let image = files.open()?;
-        Ok(Self { image, files, lengths, reading })
+        Ok(Self { image, files, lengths, reading, beneath: Beneath::Looked })
+    }
+
+    /// The same, where the file beneath is known to be unchanged.
+    pub(super) fn on_unchanged(self) -> Self {
+        Self { beneath: Beneath::Unchanged, ..self }
     }
 
     /// The library reads zeroes past the end of a file, so the end is looked at after each
@@ -373,7 +389,18 @@ impl Qcow2Reader {
     }
 
     fn mapped(&self, offset: u64) -> io::Result<(ExtentKind, u64)> {
-        let (mapping, length) = self.image.get_mapping(offset, self.image.size() - offset)?;
+        let mut length_max = self.image.size() - offset;
+        if self.beneath == Beneath::Unchanged {
+            match self.image.get_shallow_mapping(offset, length_max)? {
+                (ShallowMapping::Indirect { offset: same, .. }, length)
+                    if same == offset && length > 0 =>
+                {
+                    return Ok((ExtentKind::Unchanged, length));
+                }
+                (_, length) => length_max = length,
+            }
+        }
+        let (mapping, length) = self.image.get_mapping(offset, length_max)?;
         match mapping {
             Mapping::Zero { .. } if length > 0 => Ok((ExtentKind::Zero, length)),
             Mapping::Eof { .. } => Err(bad("the disk ends before its size")),
