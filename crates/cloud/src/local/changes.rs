@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use super::config::{Format, Image};
 use super::hold::Identity;
-use super::raw::is_within;
+use super::images::is_within;
 
 /// Times younger than this may belong to a write that is still under way, or to a clock that
 /// is set back right afterwards and shows the same time again.

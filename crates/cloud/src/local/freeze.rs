@@ -20,7 +20,7 @@ use super::config::{Declared, Image};
 use super::error::failed;
 use super::folder::{Access, Folder};
 use super::hold::{Hold, Identity, release};
-use super::qcow2::{BackingFile, ImageFiles};
+use super::images::ImageFiles;
 
 /// Makes the second file share the first one's blocks.
 pub type CloneFile = fn(&File, &File) -> rustix::io::Result<()>;
@@ -149,24 +149,6 @@ impl Drop for Freeze {
 }
 
 const PROBE: &str = ".kedge-time";
-
-impl ImageFiles {
-    /// Opens a disk's files in a folder: the server's own, or one with clones.
-    pub(super) fn open_in(folder: &Folder, image: &Image) -> Result<Self, CloudError> {
-        let open = |name: &str| {
-            folder.file(name, Access::Read).map_err(failed(format!("opening image {name:?}")))
-        };
-        let backing = match &image.backing {
-            Some(backing) => Some(BackingFile {
-                file: open(&backing.file)?,
-                name: backing.file.clone(),
-                format: backing.format,
-            }),
-            None => None,
-        };
-        Ok(Self { top: open(&image.file)?, backing })
-    }
-}
 
 impl FrozenDisk {
     fn files(&self) -> impl Iterator<Item = (&str, &File)> {
