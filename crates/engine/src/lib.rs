@@ -39,6 +39,7 @@ pub use control::{CancelFlag, Gate, NoProgress, OpenGate, Progress, Stopped};
 pub use crypto::{KdfCost, Password};
 pub use error::EngineError;
 pub use id::{BlobId, IndexId, InvalidId, KeyId, LockId, PackId, RepositoryId, SnapshotId, TreeId};
+pub use index::IndexReport;
 pub use read::{SnapshotView, VolumeView};
 pub use repository::{Closed, CreateOptions, Indexed, Open, Repository};
 pub use restore::{ReadOptions, ReadReport};

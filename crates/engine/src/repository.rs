@@ -1,7 +1,7 @@
 //! A repository and how far it has been opened: [`Closed`], [`Open`] when the password
-//! was right, [`Indexed`] when the index is in memory.
+//! was right, [`Indexed`] when the index is loaded.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ use crate::{
     document,
     error::EngineError,
     id::{IndexId, RepositoryId, SnapshotId},
-    index::Index,
+    index::{Index, IndexReport},
     keys, polynomial,
     snapshot::{self, Snapshot, SnapshotCache},
     time::Timestamp,
@@ -27,7 +27,7 @@ pub struct Closed(());
 #[derive(Debug)]
 pub struct Open(());
 
-/// The index is in memory: blobs can be found, written and read.
+/// The index is loaded: blobs can be found, written and read.
 #[derive(Debug)]
 pub struct Indexed {
     pub(crate) index: Index,
@@ -187,9 +187,22 @@ impl<S> Repository<S> {
 }
 
 impl Repository<Open> {
-    /// Reads all index objects.
+    /// Reads all index objects into memory, 48 bytes per blob.
     pub fn load_index(self) -> Result<Repository<Indexed>, EngineError> {
-        let index = Index::default();
+        self.load_index_into(Index::default())
+    }
+
+    /// Reads the index objects that an earlier process did not leave in the cache, and
+    /// keeps the index in files below `dir`, in a directory of the repository's id. A
+    /// cache that is wrong is replaced; one held by another process, or a `dir` that
+    /// cannot be used, is done without ([`Repository::index_report`] tells). Many repositories
+    /// may share `dir`. Blob ids lie there in the clear, in files of mode 0600.
+    pub fn load_index_cached(self, dir: &Path) -> Result<Repository<Indexed>, EngineError> {
+        let index = Index::in_dir(dir, self.id, &self.vault.key);
+        self.load_index_into(index)
+    }
+
+    fn load_index_into(self, index: Index) -> Result<Repository<Indexed>, EngineError> {
         index.refresh(&self.vault)?;
         let state = Indexed { index, snapshots: SnapshotCache::default() };
         Ok(Repository { id: self.id, vault: self.vault, state })
@@ -200,6 +213,11 @@ impl Repository<Indexed> {
     /// Reads index objects written meanwhile and forgets vanished ones.
     pub fn refresh(&self) -> Result<(), EngineError> {
         self.state.index.refresh(&self.vault)
+    }
+
+    /// How large the index is and what it takes.
+    pub fn index_report(&self) -> IndexReport {
+        self.state.index.report()
     }
 
     /// Index objects that could not be used at the last refresh, each with what is wrong.
