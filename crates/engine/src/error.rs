@@ -126,9 +126,10 @@ impl EngineError {
             BackendError::NotFound => Self::damaged(object, "missing"),
             BackendError::Truncated => Self::damaged(object, "shorter than it must be"),
             BackendError::TooLarge => Self::damaged(object, "larger than any such object"),
-            BackendError::Full | BackendError::Unreachable { .. } | BackendError::Io { .. } => {
-                Self::Backend { object: *object, error }
-            }
+            BackendError::Full
+            | BackendError::Retained
+            | BackendError::Unreachable { .. }
+            | BackendError::Io { .. } => Self::Backend { object: *object, error },
         }
     }
 

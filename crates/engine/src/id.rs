@@ -102,6 +102,8 @@ ids! {
     SnapshotId,
     /// SHA-256 of a stored lock object.
     LockId,
+    /// SHA-256 of a stored mark object.
+    MarkId,
     /// SHA-256 of a stored key object.
     KeyId,
     /// The random id in a repository's config.

@@ -17,6 +17,7 @@ pub mod layer;
 mod lock;
 mod marks;
 mod pack;
+mod pipeline;
 mod plan;
 mod polynomial;
 mod read;
@@ -31,15 +32,19 @@ mod tree;
 mod vault;
 
 pub use backend::{
-    Backend, BackendError, Listed, LocalBackend, MemoryBackend, ObjectKind, ObjectName,
+    Backend, BackendError, DirEntry, Disk, DiskFile, EntryKind, Listed, LocalBackend,
+    MemoryBackend, ObjectKind, ObjectName,
 };
 pub use check::{CheckReport, Problem, ReadData};
 pub use chunk::ChunkSize;
 pub use control::{CancelFlag, Gate, NoProgress, OpenGate, Progress, Stopped};
 pub use crypto::{KdfCost, Password};
 pub use error::EngineError;
-pub use id::{BlobId, IndexId, InvalidId, KeyId, LockId, PackId, RepositoryId, SnapshotId, TreeId};
+pub use id::{
+    BlobId, IndexId, InvalidId, KeyId, LockId, MarkId, PackId, RepositoryId, SnapshotId, TreeId,
+};
 pub use index::IndexReport;
+pub use marks::PackDamage;
 pub use read::{SnapshotView, VolumeView};
 pub use repository::{Closed, CreateOptions, Indexed, Open, Repository};
 pub use restore::{ReadOptions, ReadReport};

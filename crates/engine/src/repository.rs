@@ -10,9 +10,11 @@ use crate::{
     crypto::{KdfCost, Key, Password, fill_random},
     document,
     error::EngineError,
-    id::{IndexId, RepositoryId, SnapshotId},
+    id::{IndexId, KeyId, RepositoryId, SnapshotId},
     index::{Index, IndexReport},
-    keys, polynomial,
+    keys,
+    marks::MarkCache,
+    polynomial,
     snapshot::{self, Snapshot, SnapshotCache},
     time::Timestamp,
     vault::Vault,
@@ -32,6 +34,7 @@ pub struct Open(());
 pub struct Indexed {
     pub(crate) index: Index,
     pub(crate) snapshots: SnapshotCache,
+    pub(crate) marks: MarkCache,
 }
 
 /// A repository in state `S`.
@@ -131,6 +134,11 @@ impl Repository<Closed> {
             Err(error) => Err(EngineError::reading(&ObjectName::Access, error)),
         }
     }
+
+    /// Replaces `kedge/access.json` of a repository without opening it.
+    pub fn replace_access(backend: &dyn Backend, bytes: &[u8]) -> Result<(), EngineError> {
+        put_access(backend, bytes)
+    }
 }
 
 /// Without a config, keys are remnants of an attempt to make a repository; but where
@@ -184,6 +192,24 @@ impl<S> Repository<S> {
     pub fn put_access(&self, bytes: &[u8]) -> Result<(), EngineError> {
         put_access(&*self.vault.backend, bytes)
     }
+
+    /// Lets one more password open the repository. To change a password, add the new one,
+    /// note it where the old one is noted, then [`Self::remove_passwords_but`] the new one:
+    /// whatever is interrupted, what is noted opens the repository.
+    pub fn add_password(
+        &self,
+        password: &Password,
+        kdf: KdfCost,
+        created_at: Timestamp,
+    ) -> Result<KeyId, EngineError> {
+        keys::add(&*self.vault.backend, &self.vault.key, password, kdf, created_at)
+    }
+
+    /// Removes all passwords this engine added but the one of `keep`; says how many there
+    /// were. Passwords that another program added stay.
+    pub fn remove_passwords_but(&self, keep: KeyId) -> Result<usize, EngineError> {
+        keys::remove_own_but(&*self.vault.backend, keep)
+    }
 }
 
 impl Repository<Open> {
@@ -203,15 +229,18 @@ impl Repository<Open> {
     }
 
     fn load_index_into(self, index: Index) -> Result<Repository<Indexed>, EngineError> {
-        index.refresh(&self.vault)?;
-        let state = Indexed { index, snapshots: SnapshotCache::default() };
-        Ok(Repository { id: self.id, vault: self.vault, state })
+        let (snapshots, marks) = (SnapshotCache::default(), MarkCache::default());
+        let state = Indexed { index, snapshots, marks };
+        let repository = Repository { id: self.id, vault: self.vault, state };
+        repository.refresh()?;
+        Ok(repository)
     }
 }
 
 impl Repository<Indexed> {
-    /// Reads index objects written meanwhile and forgets vanished ones.
+    /// Reads index objects and marks written meanwhile and forgets vanished ones.
     pub fn refresh(&self) -> Result<(), EngineError> {
+        self.read_marks()?;
         self.state.index.refresh(&self.vault)
     }
 

@@ -85,6 +85,7 @@ impl ObjectName {
             Self::Index(id) => id.0 == *hash,
             Self::Snapshot(id) => id.0 == *hash,
             Self::Lock(id) => id.0 == *hash,
+            Self::Mark(id) => id.0 == *hash,
         }
     }
 }

@@ -2,11 +2,13 @@
 
 use std::fmt;
 
-use crate::id::{IndexId, KeyId, LockId, PackId, SnapshotId};
+use crate::id::{IndexId, KeyId, LockId, MarkId, PackId, SnapshotId};
 
+mod disk;
 mod local;
 mod memory;
 
+pub use disk::{DirEntry, Disk, DiskFile, EntryKind};
 pub use local::LocalBackend;
 pub use memory::MemoryBackend;
 
@@ -27,6 +29,8 @@ pub enum ObjectKind {
     Snapshot,
     /// Locks.
     Lock,
+    /// What is known of packs that are damaged or about to be pruned.
+    Mark,
 }
 
 /// The name of a stored object. Its text is the path in the repository.
@@ -46,6 +50,8 @@ pub enum ObjectName {
     Snapshot(SnapshotId),
     /// `locks/<id>`
     Lock(LockId),
+    /// `kedge/marks/<id>`
+    Mark(MarkId),
 }
 
 impl ObjectName {
@@ -59,6 +65,7 @@ impl ObjectName {
             Self::Index(_) => ObjectKind::Index,
             Self::Snapshot(_) => ObjectKind::Snapshot,
             Self::Lock(_) => ObjectKind::Lock,
+            Self::Mark(_) => ObjectKind::Mark,
         }
     }
 
@@ -73,6 +80,7 @@ impl ObjectName {
             ObjectKind::Index => text.parse().ok().map(Self::Index),
             ObjectKind::Snapshot => text.parse().ok().map(Self::Snapshot),
             ObjectKind::Lock => text.parse().ok().map(Self::Lock),
+            ObjectKind::Mark => text.parse().ok().map(Self::Mark),
         }
     }
 }
@@ -87,6 +95,7 @@ impl fmt::Display for ObjectName {
             Self::Index(id) => write!(f, "index/{id}"),
             Self::Snapshot(id) => write!(f, "snapshots/{id}"),
             Self::Lock(id) => write!(f, "locks/{id}"),
+            Self::Mark(id) => write!(f, "kedge/marks/{id}"),
         }
     }
 }
@@ -115,6 +124,10 @@ pub enum BackendError {
     /// No room is left, on the device or in the quota.
     #[error("no space left")]
     Full,
+    /// The store keeps the object until a time it was told, whoever asks: an object
+    /// lock. Only deletions meet it.
+    #[error("the store retains the object")]
+    Retained,
     /// The place where the repository lies is gone or does not answer.
     #[error("the store cannot be reached: {text}")]
     Unreachable {
@@ -137,7 +150,9 @@ impl BackendError {
         match self {
             Self::Unreachable { .. } => true,
             Self::Io { retryable, .. } => *retryable,
-            Self::NotFound | Self::Truncated | Self::TooLarge | Self::Full => false,
+            Self::NotFound | Self::Truncated | Self::TooLarge | Self::Full | Self::Retained => {
+                false
+            }
         }
     }
 }

@@ -29,7 +29,8 @@ pub(crate) fn list_objects(vault: &Vault) -> Result<Vec<IndexId>, EngineError> {
             | ObjectName::Key(_)
             | ObjectName::Pack(_)
             | ObjectName::Snapshot(_)
-            | ObjectName::Lock(_) => None,
+            | ObjectName::Lock(_)
+            | ObjectName::Mark(_) => None,
         })
         .collect();
     ids.sort_unstable();

@@ -143,6 +143,7 @@ fn repository_objects(harness: &Harness) -> Vec<u8> {
         ObjectKind::Index,
         ObjectKind::Snapshot,
         ObjectKind::Lock,
+        ObjectKind::Mark,
     ];
     let store = harness.places.store_of(&ProjectId::new(PROJECT));
     let store = store.inner();
