@@ -67,6 +67,18 @@ impl PackBuilder {
         Ok(shape)
     }
 
+    /// Adds a blob that `seal` appends to the bytes it is given.
+    pub(crate) fn push_sealed(
+        &mut self,
+        id: BlobId,
+        seal: impl FnOnce(&mut Vec<u8>) -> Result<Shape, EngineError>,
+    ) -> Result<(), EngineError> {
+        let offset = offset(self.bytes.len())?;
+        let shape = seal(&mut self.bytes)?;
+        self.blobs.push(PackedBlob { id, kind: self.kind, offset, shape });
+        Ok(())
+    }
+
     /// Whether both fit into one pack.
     pub(crate) fn can_take(&self, other: &Self) -> bool {
         self.bytes.len() + other.bytes.len() <= PACK_BYTES
