@@ -32,9 +32,11 @@ mod stream;
 mod time;
 mod tree;
 mod vault;
+mod verify;
 
 pub use backend::{
-    Backend, BackendError, Listed, LocalBackend, MemoryBackend, ObjectKind, ObjectName,
+    Backend, BackendError, DirEntry, Disk, DiskFile, EntryKind, Listed, LocalBackend,
+    MemoryBackend, ObjectKind, ObjectName,
 };
 pub use check::{CheckReport, Problem, ReadData};
 pub use chunk::ChunkSize;
@@ -45,6 +47,7 @@ pub use id::{
     BlobId, IndexId, InvalidId, KeyId, LockId, MarkId, PackId, RepositoryId, SnapshotId, TreeId,
 };
 pub use list::{BlobIds, BlobList};
+pub use marks::PackDamage;
 pub use read::{SnapshotView, VolumeView};
 pub use repository::{Closed, CreateOptions, Indexed, Open, Repository};
 pub use restore::{ReadOptions, ReadReport, RestoreCursor, Resume};
@@ -53,3 +56,4 @@ pub use snapshot::{Snapshot, SnapshotMeta};
 pub use source::{Extent, ExtentKind, Sink, SinkError, Source, SourceError};
 pub use store::{StoreOptions, StoredVolume};
 pub use time::{InvalidTime, Timestamp};
+pub use verify::{VerifyOptions, VerifyOutcome};

@@ -12,7 +12,9 @@ use crate::{
     error::EngineError,
     id::{IndexId, RepositoryId, SnapshotId},
     index::Index,
-    keys, polynomial,
+    keys,
+    marks::MarkCache,
+    polynomial,
     snapshot::{self, Snapshot, SnapshotCache},
     time::Timestamp,
     vault::Vault,
@@ -32,6 +34,7 @@ pub struct Open(());
 pub struct Indexed {
     pub(crate) index: Index,
     pub(crate) snapshots: SnapshotCache,
+    pub(crate) marks: MarkCache,
 }
 
 /// A repository in state `S`.
@@ -189,16 +192,21 @@ impl<S> Repository<S> {
 impl Repository<Open> {
     /// Reads all index objects.
     pub fn load_index(self) -> Result<Repository<Indexed>, EngineError> {
-        let index = Index::default();
-        index.refresh(&self.vault)?;
-        let state = Indexed { index, snapshots: SnapshotCache::default() };
-        Ok(Repository { id: self.id, vault: self.vault, state })
+        let state = Indexed {
+            index: Index::default(),
+            snapshots: SnapshotCache::default(),
+            marks: MarkCache::default(),
+        };
+        let repository = Repository { id: self.id, vault: self.vault, state };
+        repository.refresh()?;
+        Ok(repository)
     }
 }
 
 impl Repository<Indexed> {
-    /// Reads index objects written meanwhile and forgets vanished ones.
+    /// Reads index objects and marks written meanwhile and forgets vanished ones.
     pub fn refresh(&self) -> Result<(), EngineError> {
+        self.read_marks()?;
         self.state.index.refresh(&self.vault)
     }
 

@@ -23,9 +23,9 @@ use crate::{
     blob::{BlobKind, Encoder, Shape},
     control::{CancelFlag, Gate},
     error::EngineError,
-    id::{BlobId, LockId, SnapshotId, TreeId},
+    id::{BlobId, SnapshotId, TreeId},
     index::{self, INDEX_BLOBS_MAX},
-    lock,
+    lock::{self, Held, Mode},
     pack::{PackBuilder, PackEntry},
     repository::{Indexed, Repository},
     snapshot::{SnapshotFile, SnapshotMeta},
@@ -47,9 +47,7 @@ pub struct Session {
     name: String,
     gate: Arc<dyn Gate>,
     cancel: CancelFlag,
-    /// Lock objects of ours, newest last; more than one while a renewal is under way.
-    locks: Mutex<Vec<LockId>>,
-    lock_lost: AtomicBool,
+    lock: Held,
     failed: AtomicBool,
     claims: Mutex<Claims>,
     /// Packs of data nobody is filling at the moment.
@@ -91,7 +89,8 @@ impl std::fmt::Debug for Session {
 impl Repository<Indexed> {
     /// Begins to write. `session_name` stands in the lock object, so that a session
     /// whose process died can be told from others. Others' exclusive locks are honoured
-    /// by restic's rules. The index is refreshed.
+    /// by restic's rules: one that is exclusive keeps a session from beginning until it is
+    /// gone. A prune of ours does not. The index is refreshed.
     pub fn begin_session(
         self: &Arc<Self>,
         session_name: &str,
@@ -100,7 +99,7 @@ impl Repository<Indexed> {
         cancel: CancelFlag,
     ) -> Result<Session, EngineError> {
         cancel.check()?;
-        lock::require_not_exclusive(&self.vault, now)?;
+        lock::require_not_exclusive(&self.vault)?;
         gate.may_write()?;
         let cleaned = self.vault.backend.remove_leftovers();
         cleaned.map_err(|error| EngineError::writing(&ObjectName::Config, error))?;
@@ -109,8 +108,7 @@ impl Repository<Indexed> {
             name: session_name.into(),
             gate,
             cancel,
-            locks: Mutex::new(vec![lock::put_shared(&self.vault, session_name, now)?]),
-            lock_lost: AtomicBool::new(false),
+            lock: Held::put(&self.vault, session_name, Mode::Shared, now)?,
             failed: AtomicBool::new(false),
             claims: Mutex::default(),
             data_packs: Mutex::default(),
@@ -122,8 +120,10 @@ impl Repository<Indexed> {
         };
         // Someone may have locked between the look and our lock; then one of the two
         // sees the other, and dropping the session gives way.
-        lock::require_not_exclusive(&self.vault, now)?;
+        lock::require_not_exclusive(&self.vault)?;
+        // After the lock: a prune that does not see it yet has written its mark before.
         self.refresh()?;
+        self.require_sound_marks()?;
         Ok(session)
     }
 
@@ -155,16 +155,7 @@ impl Session {
     /// here and from every later write.
     pub fn refresh_lock(&self, now: Timestamp) -> Result<(), EngineError> {
         self.permit()?;
-        self.require_lock()?;
-        let vault = &self.repository.vault;
-        let fresh = lock::put_shared(vault, &self.name, now)?;
-        let mut locks = guard(&self.locks);
-        locks.push(fresh);
-        while let [old, _, ..] = locks.as_slice() {
-            vault.delete(&ObjectName::Lock(*old))?;
-            locks.remove(0);
-        }
-        Ok(())
+        self.lock.renew(&self.repository.vault, now)
     }
 
     /// Removes the lock object and ends the session. Packs that no finished tree made
@@ -174,32 +165,17 @@ impl Session {
     }
 
     fn remove_locks(&self) -> Result<(), EngineError> {
-        let mut locks = guard(&self.locks);
-        while let Some(id) = locks.last() {
-            self.repository.vault.delete(&ObjectName::Lock(*id))?;
-            locks.pop();
-        }
-        Ok(())
+        self.lock.remove(&self.repository.vault)
     }
 
     fn require_lock(&self) -> Result<(), EngineError> {
-        // Held while looking, or a renewal might take the lock object away meanwhile.
-        let locks = guard(&self.locks);
-        let is_there = match locks.last() {
-            Some(id) => self.repository.vault.exists(&ObjectName::Lock(*id))?,
-            None => false,
-        };
-        if is_there {
-            return Ok(());
-        }
-        self.lock_lost.store(true, Ordering::Relaxed);
-        Err(EngineError::LockLost)
+        self.lock.require(&self.repository.vault)
     }
 
     /// Asked before every write and between chunks.
     pub(crate) fn permit(&self) -> Result<(), EngineError> {
         self.cancel.check()?;
-        if self.lock_lost.load(Ordering::Relaxed) {
+        if self.lock.is_lost() {
             return Err(EngineError::LockLost);
         }
         if self.failed.load(Ordering::Relaxed) {
@@ -392,17 +368,22 @@ impl Session {
     /// Writes a snapshot of a finished tree. When there is one with the same identity
     /// tag and tree, it is returned instead (the lowest id, should there be several), so
     /// that a repeated call after a crash leaves one. A tree finished by another session
-    /// is walked first: a prune in between may have taken its blobs.
+    /// is walked first: a prune in between may have taken its blobs, or be about to.
+    ///
+    /// The session's lock is looked for once more after the snapshot is written. A prune
+    /// that goes on without this session takes the lock away before it looks at the
+    /// snapshots, so either it has seen this one or the snapshot is withdrawn.
     pub fn write_snapshot(&self, meta: &SnapshotMeta) -> Result<SnapshotId, EngineError> {
         self.permit()?;
-        if let Some(id) = self.find_same(meta)? {
-            return Ok(id);
-        }
+        let same = self.find_same(meta)?;
         if !guard(&self.finished).contains(&meta.tree) {
             self.repository.refresh()?;
             self.repository.require_complete(meta.tree, &self.cancel)?;
         }
         self.require_lock()?;
+        if let Some(id) = same {
+            return Ok(id);
+        }
         self.permit()?;
         let mut id = SnapshotId([0; 32]);
         self.repository.vault.put_document(
@@ -412,6 +393,12 @@ impl Session {
             },
             &SnapshotFile::from(meta),
         )?;
+        if let Err(error) = self.require_lock() {
+            if matches!(error, EngineError::LockLost) {
+                self.repository.delete_snapshot(id)?;
+            }
+            return Err(error);
+        }
         Ok(id)
     }
 

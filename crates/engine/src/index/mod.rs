@@ -119,7 +119,6 @@ impl Index {
     }
 
     /// Replaces what is known against packs and blobs.
-    #[cfg_attr(not(test), expect(dead_code, reason = "set by prune, which comes with it"))]
     pub(crate) fn set_marks(&self, marks: Marks) {
         *self.marks.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(marks);
     }

@@ -7,8 +7,11 @@
 )]
 
 mod corruption;
+mod crash;
 mod faults;
+mod reading;
 mod restic;
+mod scenario;
 mod sessions;
 mod support;
 mod volumes;

@@ -266,3 +266,15 @@ pub(crate) fn try_restic(repo: &Path, arguments: &[&str]) -> Output {
         .output()
         .expect("these tests need restic (Debian package restic)")
 }
+
+/// Whether the long form of the tests was asked for.
+pub(crate) fn is_long() -> bool {
+    std::env::var_os("KEDGE_TEST_LONG").is_some()
+}
+
+/// Hands a line to `cargo xtask ci`, which prints all of them at its end.
+pub(crate) fn report_figure(name: &str, line: &str) {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("figures");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join(name), format!("{line}\n")).unwrap();
+}
