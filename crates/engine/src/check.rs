@@ -8,10 +8,12 @@ use sha2::{Digest, Sha256};
 use crate::{
     backend::{ObjectKind, ObjectName},
     blob::{BlobKind, Decoder},
+    chunk::zero_block_id,
     control::CancelFlag,
     error::EngineError,
     id::{PackId, TreeId},
     index,
+    list::Entry,
     pack::{self, HEADER_LENGTH_BYTES, PackEntry, PackedBlob},
     read::blob_name,
     repository::{Indexed, Repository},
@@ -266,12 +268,16 @@ impl Repository<Indexed> {
         let content = node.content.as_ref();
         let content = content.ok_or_else(|| node_damage(tree, node, "has no list of blobs"))?;
         let mut sum: u64 = 0;
-        for id in content {
-            let len = self.data_bytes_of(*id)?.ok_or_else(|| {
-                let blob = blob_name(BlobKind::Data, *id);
+        for entry in content.entries() {
+            let (id, count) = match entry {
+                Entry::Zeroes(count) => (zero_block_id(), count),
+                Entry::Data(id) => (id, 1),
+            };
+            let len = self.data_bytes_of(id)?.ok_or_else(|| {
+                let blob = blob_name(BlobKind::Data, id);
                 node_damage(tree, node, &format!("needs {blob}, which is missing"))
             })?;
-            sum = sum.saturating_add(u64::from(len));
+            sum = sum.saturating_add(u64::from(len) * u64::from(count));
         }
         if sum == node.size {
             return Ok(());
