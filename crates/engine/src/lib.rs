@@ -19,6 +19,7 @@ mod lock;
 mod marks;
 mod pack;
 mod parallel;
+mod pipeline;
 mod plan;
 mod polynomial;
 mod read;
