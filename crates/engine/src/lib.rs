@@ -19,6 +19,7 @@ mod marks;
 mod pack;
 mod plan;
 mod polynomial;
+mod prune;
 mod read;
 mod repository;
 mod restore;
@@ -42,6 +43,7 @@ pub use id::{
     BlobId, IndexId, InvalidId, KeyId, LockId, MarkId, PackId, RepositoryId, SnapshotId, TreeId,
 };
 pub use marks::PackDamage;
+pub use prune::{ForeignLocks, Freed, PruneOptions, PruneReport, Stats};
 pub use read::{SnapshotView, VolumeView};
 pub use repository::{Closed, CreateOptions, Indexed, Open, Repository};
 pub use restore::{ReadOptions, ReadReport};

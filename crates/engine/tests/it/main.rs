@@ -8,6 +8,7 @@
 
 mod corruption;
 mod faults;
+mod prune;
 mod restic;
 mod sessions;
 mod support;
