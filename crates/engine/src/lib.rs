@@ -17,6 +17,7 @@ pub mod layer;
 mod lock;
 mod marks;
 mod pack;
+mod pipeline;
 mod plan;
 mod polynomial;
 mod prune;
@@ -32,7 +33,8 @@ mod tree;
 mod vault;
 
 pub use backend::{
-    Backend, BackendError, Listed, LocalBackend, MemoryBackend, ObjectKind, ObjectName,
+    Backend, BackendError, DirEntry, Disk, DiskFile, EntryKind, Listed, LocalBackend,
+    MemoryBackend, ObjectKind, ObjectName,
 };
 pub use check::{CheckReport, Problem, ReadData};
 pub use chunk::ChunkSize;

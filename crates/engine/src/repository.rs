@@ -10,7 +10,7 @@ use crate::{
     crypto::{KdfCost, Key, Password, fill_random},
     document,
     error::EngineError,
-    id::{IndexId, RepositoryId, SnapshotId},
+    id::{IndexId, KeyId, RepositoryId, SnapshotId},
     index::Index,
     keys,
     marks::MarkCache,
@@ -134,6 +134,11 @@ impl Repository<Closed> {
             Err(error) => Err(EngineError::reading(&ObjectName::Access, error)),
         }
     }
+
+    /// Replaces `kedge/access.json` of a repository without opening it.
+    pub fn replace_access(backend: &dyn Backend, bytes: &[u8]) -> Result<(), EngineError> {
+        put_access(backend, bytes)
+    }
 }
 
 /// Without a config, keys are remnants of an attempt to make a repository; but where
@@ -186,6 +191,24 @@ impl<S> Repository<S> {
     /// Replaces `kedge/access.json`.
     pub fn put_access(&self, bytes: &[u8]) -> Result<(), EngineError> {
         put_access(&*self.vault.backend, bytes)
+    }
+
+    /// Lets one more password open the repository. To change a password, add the new one,
+    /// note it where the old one is noted, then [`Self::remove_passwords_but`] the new one:
+    /// whatever is interrupted, what is noted opens the repository.
+    pub fn add_password(
+        &self,
+        password: &Password,
+        kdf: KdfCost,
+        created_at: Timestamp,
+    ) -> Result<KeyId, EngineError> {
+        keys::add(&*self.vault.backend, &self.vault.key, password, kdf, created_at)
+    }
+
+    /// Removes all passwords this engine added but the one of `keep`; says how many there
+    /// were. Passwords that another program added stay.
+    pub fn remove_passwords_but(&self, keep: KeyId) -> Result<usize, EngineError> {
+        keys::remove_own_but(&*self.vault.backend, keep)
     }
 }
 

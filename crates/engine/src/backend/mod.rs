@@ -4,9 +4,11 @@ use std::fmt;
 
 use crate::id::{IndexId, KeyId, LockId, MarkId, PackId, SnapshotId};
 
+mod disk;
 mod local;
 mod memory;
 
+pub use disk::{DirEntry, Disk, DiskFile, EntryKind};
 pub use local::LocalBackend;
 pub use memory::MemoryBackend;
 

@@ -1,5 +1,7 @@
-//! Wrappers around a backend.
+//! Wrappers around a backend, and a disk under one.
 
+mod crash;
 mod fault;
 
+pub use crash::{Loss, Replay, SimulatedDisk};
 pub use fault::{Fault, FaultBackend, Operation};

@@ -7,9 +7,12 @@
 )]
 
 mod corruption;
+mod crash;
 mod faults;
+mod passwords;
 mod prune;
 mod restic;
+mod scenario;
 mod sessions;
 mod support;
 mod volumes;
