@@ -22,6 +22,7 @@ mod parallel;
 mod pipeline;
 mod plan;
 mod polynomial;
+mod prune;
 mod read;
 mod repository;
 mod restore;
@@ -50,6 +51,7 @@ pub use id::{
 pub use index::IndexReport;
 pub use list::{BlobIds, BlobList};
 pub use marks::PackDamage;
+pub use prune::{ForeignLocks, Freed, PruneOptions, PruneReport, Stats};
 pub use read::{SnapshotView, VolumeView};
 pub use repository::{Closed, CreateOptions, Indexed, Open, Repository};
 pub use restore::{ReadOptions, ReadReport, RestoreCursor, Resume};
