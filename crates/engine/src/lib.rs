@@ -10,6 +10,7 @@ mod control;
 mod crypto;
 mod document;
 mod error;
+mod fingerprint;
 mod id;
 mod index;
 mod keys;

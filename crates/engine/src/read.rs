@@ -15,7 +15,7 @@ use crate::{
     repository::{Indexed, Repository},
     snapshot::Snapshot,
     stream,
-    tree::{Node, NodeKind, Tree, VOLUME_FILE},
+    tree::{FINGERPRINT_FILE, Node, NodeKind, Tree, VOLUME_FILE},
 };
 
 /// Files beside volumes are read into memory; larger ones are none of ours.
@@ -37,6 +37,8 @@ pub struct VolumeView {
     subtree: TreeId,
     chunk_size: Option<ChunkSize>,
     content: BlobList,
+    /// Size and blobs of the file of fingerprints.
+    fingerprints: Option<(u64, BlobList)>,
 }
 
 impl SnapshotView {
@@ -73,12 +75,15 @@ impl SnapshotView {
         let damaged = |what: &str| EngineError::damaged(format!("volume {name:?}"), what);
         let subtree = dir.subtree.ok_or_else(|| damaged("is a directory without a tree"))?;
         let mut tree = self.repository.load_tree(subtree)?;
+        let is_fingerprints = |node: &&mut Node| node.name == FINGERPRINT_FILE;
+        let fingerprints = tree.nodes.iter_mut().find(is_fingerprints);
+        let fingerprints = fingerprints.and_then(|node| Some((node.size, node.content.take()?)));
         let is_disk = |node: &Node| node.name == VOLUME_FILE && node.kind == NodeKind::File;
         let position = tree.nodes.iter().position(is_disk);
         let node = tree.nodes.swap_remove(position.ok_or_else(|| damaged("has no disk"))?);
         let content = node.content.ok_or_else(|| damaged("has no list of blobs"))?;
         let chunk_size = self.repository.chunk_size_of(node.size, &content)?;
-        Ok(VolumeView { size_bytes: node.size, subtree, chunk_size, content })
+        Ok(VolumeView { size_bytes: node.size, subtree, chunk_size, content, fingerprints })
     }
 
     /// Reads a file beside the volumes.
@@ -131,6 +136,11 @@ impl VolumeView {
         let mut of_data = self.content.data().iter().copied();
         let remainder = of_data.find(move |id| zeroes.len_of(*id).is_some());
         has_block.then(zero_block_id).into_iter().chain(remainder)
+    }
+
+    /// Size and blobs of the file of fingerprints, if there is one.
+    pub(crate) fn fingerprints(&self) -> Option<&(u64, BlobList)> {
+        self.fingerprints.as_ref()
     }
 
     pub(crate) fn cut(&self) -> Option<Cut> {

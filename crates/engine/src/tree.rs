@@ -16,6 +16,8 @@ use crate::{
 
 /// The name of a volume's bytes in its directory.
 pub(crate) const VOLUME_FILE: &str = "disk.raw";
+/// Beside it, the fingerprints of its chunks.
+pub(crate) const FINGERPRINT_FILE: &str = "disk.raw.fingerprints";
 
 /// Go's `ModeDir` with 0700, as restic writes modes.
 const DIR_MODE: u32 = 1 << 31 | 0o700;
