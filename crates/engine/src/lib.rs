@@ -17,6 +17,8 @@ pub mod layer;
 mod lock;
 mod marks;
 mod pack;
+#[cfg(test)]
+mod parsers;
 mod plan;
 mod polynomial;
 mod read;

@@ -9,6 +9,7 @@
 mod corruption;
 mod crash;
 mod faults;
+mod model;
 mod restic;
 mod scenario;
 mod sessions;

@@ -224,17 +224,24 @@ impl Scenario {
         match work {
             Work::Create => Ok(()),
             Work::BackUp { tag, parent } => self.back_up(&repo, tag, parent.as_deref(), watch),
-            Work::Delete { tag } => {
-                watch.doom(tag);
-                for snapshot in repo.find_snapshots_by_tag(tag)? {
-                    repo.delete_snapshot(snapshot.id)?;
-                }
-                Ok(())
-            }
+            Work::Delete { tag } => self.delete(&repo, tag, watch),
         }
     }
 
-    fn back_up(
+    pub(crate) fn delete(
+        &self,
+        repo: &Repo,
+        tag: &str,
+        watch: &mut Watch<'_>,
+    ) -> Result<(), EngineError> {
+        watch.doom(tag);
+        for snapshot in repo.find_snapshots_by_tag(tag)? {
+            repo.delete_snapshot(snapshot.id)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn back_up(
         &self,
         repo: &Repo,
         tag: &str,
@@ -244,7 +251,10 @@ impl Scenario {
         let session =
             repo.begin_session("session-1", now(), Arc::new(OpenGate), CancelFlag::new())?;
         let parent_tag = parent.map(str::to_owned);
-        let parent_id = parent_tag.as_ref().and_then(|tag| snapshots(repo).ok()?.remove(tag));
+        let parent_id = match &parent_tag {
+            Some(tag) => snapshots(repo)?.remove(tag),
+            None => None,
+        };
         let parent = parent_id.map(|id| repo.open_snapshot(id)).transpose()?;
         let mut subtrees = Vec::new();
         for (name, bytes) in &self.contents[tag] {
@@ -288,26 +298,39 @@ impl Scenario {
     }
 
     fn judge_snapshot(&self, repo: &Repo, tag: &str, id: SnapshotId) -> Result<(), String> {
-        let text = |error: EngineError| error.to_string();
-        let contents = self.contents.get(tag).ok_or("nobody made this")?;
-        let snapshot = repo.open_snapshot(id).map_err(text)?;
-        if !snapshot.volume_names().iter().eq(contents.keys()) {
-            return Err("has other volumes".into());
+        if !self.contents.contains_key(tag) {
+            return Err("nobody made this".into());
         }
-        if snapshot.file(FILE).map_err(text)? != tag.as_bytes() {
-            return Err("has another file".into());
+        match self.restore_all(repo, tag, id) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("restores to something else".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Restores all of a snapshot; says whether it is what the tag stands for.
+    pub(crate) fn restore_all(
+        &self,
+        repo: &Repo,
+        tag: &str,
+        id: SnapshotId,
+    ) -> Result<bool, EngineError> {
+        let contents = &self.contents[tag];
+        let snapshot = repo.open_snapshot(id)?;
+        if !snapshot.volume_names().iter().eq(contents.keys())
+            || snapshot.file(FILE)? != tag.as_bytes()
+        {
+            return Ok(false);
         }
         for (name, bytes) in contents {
-            let view = snapshot.volume(name).map_err(text)?;
+            let view = snapshot.volume(name)?;
             let target = Target::new(usize::try_from(view.size_bytes()).unwrap());
-            let restored =
-                repo.restore_volume(&view, &target, &OpenGate, &read_options(), &NoProgress);
-            restored.map_err(text)?;
+            repo.restore_volume(&view, &target, &OpenGate, &read_options(), &NoProgress)?;
             if target.into_whole() != **bytes {
-                return Err(format!("{name} restores to other bytes"));
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 
