@@ -434,14 +434,22 @@ impl Checked {
 
     /// What the machine says about the paths, without changing anything.
     pub(crate) fn check_machine(&self) -> Vec<Problem> {
-        let mut problems = Problems::default();
-        is_private_dir("state_dir", &self.state_dir, &mut problems);
-        is_private_dir("repositories_dir", &self.repositories_dir, &mut problems);
+        let mut problems = Problems(self.check_machine_for_repositories());
         let Cloud::Local { servers_dir } = &self.cloud;
         if !servers_dir.is_dir() {
             let text = format!("expected a directory of servers at {}", servers_dir.display());
             problems.add("cloud.servers_dir", text);
         }
+        problems.0
+    }
+}
+
+impl Checked {
+    /// The same for what needs no cloud.
+    pub(crate) fn check_machine_for_repositories(&self) -> Vec<Problem> {
+        let mut problems = Problems::default();
+        is_private_dir("state_dir", &self.state_dir, &mut problems);
+        is_private_dir("repositories_dir", &self.repositories_dir, &mut problems);
         problems.0
     }
 }

@@ -230,7 +230,7 @@ fn wire(config: &Checked, store: &Store, clock: Arc<SystemClock>) -> Result<App,
 
 /// A key that is not where it was must not be replaced: new repositories would be wrapped
 /// with the new one, and lost when the old one is put back.
-async fn require_known_key(config: &Checked, store: &Store) -> Result<(), Failure> {
+pub(crate) async fn require_known_key(config: &Checked, store: &Store) -> Result<(), Failure> {
     if config.service_key.exists() {
         return Ok(());
     }
@@ -255,7 +255,11 @@ fn service_key(path: &Path) -> Result<ServiceKey, Failure> {
             path.display()
         );
     }
-    ServiceKey::load_or_create(path).or_fail("service_key")
+    let key = ServiceKey::load_or_create(path).or_fail("service_key")?;
+    if key.is_being_replaced() {
+        tracing::warn!("replacing the service key was interrupted: run `kedge key rotate` again");
+    }
+    Ok(key)
 }
 
 fn open_cloud(cloud: &config::Cloud) -> Result<Arc<dyn Cloud>, Failure> {

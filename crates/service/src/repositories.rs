@@ -10,8 +10,6 @@ use std::fmt::Debug;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use kedge_core::fact::Unknown;
 use kedge_core::ids::ProjectId;
 use kedge_core::ports::Clock;
@@ -20,10 +18,12 @@ use kedge_engine::{
     Password, Repository, SnapshotId, Timestamp,
 };
 use kedge_store::{Store, StoreError};
-use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
+use zeroize::Zeroizing;
 
+use crate::access;
 use crate::keys::{KeyError, ServiceKey};
+use crate::kit::RecoveryKit;
 use crate::settings::Kdf;
 
 /// An open repository, shared by everything in the process that reads or writes it.
@@ -36,6 +36,11 @@ pub trait Places: Send + Sync + Debug {
 
     /// What `RESTIC_REPOSITORY` says to reach it.
     fn restic_location(&self, project: &ProjectId) -> Result<String, RepositoryError>;
+
+    /// The projects that have a repository here, whatever its state, in their order.
+    fn list_projects(&self) -> Result<Vec<ProjectId>, RepositoryError> {
+        Err(RepositoryError::Failed("this store cannot list its repositories".to_owned()))
+    }
 }
 
 /// A directory with one repository per project, named by the project's id.
@@ -63,6 +68,24 @@ impl Places for Directory {
         let absolute = std::path::absolute(&path)
             .map_err(|error| RepositoryError::Failed(format!("{}: {error}", path.display())))?;
         Ok(absolute.display().to_string())
+    }
+
+    /// What cannot be a repository of ours is passed over: it is somebody else's.
+    fn list_projects(&self) -> Result<Vec<ProjectId>, RepositoryError> {
+        let failed = |error: std::io::Error| {
+            RepositoryError::Failed(format!("{}: {error}", self.0.display()))
+        };
+        let mut projects = Vec::new();
+        for entry in std::fs::read_dir(&self.0).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let Some(project) = name.to_str().map(ProjectId::new) else { continue };
+            let Ok(path) = self.path(&project) else { continue };
+            if path.join("config").exists() || path.join("kedge/access.json").exists() {
+                projects.push(project);
+            }
+        }
+        projects.sort_unstable();
+        Ok(projects)
     }
 }
 
@@ -145,7 +168,7 @@ impl RepositoryError {
 
 /// Whether a missing repository may be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Missing {
+pub(crate) enum Missing {
     Create,
     Refuse,
 }
@@ -153,21 +176,12 @@ enum Missing {
 /// All repositories of the installation.
 #[derive(Debug)]
 pub struct Repositories {
-    places: Arc<dyn Places>,
-    key: Arc<ServiceKey>,
-    store: Store,
-    clock: Arc<dyn Clock>,
-    kdf: KdfCost,
+    pub(crate) places: Arc<dyn Places>,
+    pub(crate) key: Arc<ServiceKey>,
+    pub(crate) store: Store,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) kdf: KdfCost,
     opened: Mutex<HashMap<ProjectId, Arc<OnceCell<SharedRepository>>>>,
-}
-
-/// What lies beside `config`, in `kedge/access.json`.
-#[derive(Debug, Serialize, Deserialize)]
-struct Access {
-    format: u32,
-    project: ProjectId,
-    cipher: String,
-    wrapped_password: String,
 }
 
 impl Repositories {
@@ -199,17 +213,14 @@ impl Repositories {
         self.open(project, Missing::Create).await
     }
 
-    /// What stock restic needs: `RESTIC_REPOSITORY` and `RESTIC_PASSWORD` as shell lines.
-    /// A secret; its place is a file only its owner can read.
-    pub async fn recovery_kit(&self, project: &ProjectId) -> Result<String, RepositoryError> {
+    /// What stock restic needs to read the project's repository, as shell lines.
+    pub async fn recovery_kit(
+        &self,
+        project: &ProjectId,
+    ) -> Result<Zeroizing<String>, RepositoryError> {
         let password = self.password(project, Missing::Refuse).await?;
         let location = self.places.restic_location(project)?;
-        Ok(format!(
-            "# What stock restic needs to read this project's backups. Keep it secret.\n\
-             RESTIC_REPOSITORY={}\nRESTIC_PASSWORD={}\n",
-            shell_quoted(&location),
-            shell_quoted(password.expose())
-        ))
+        Ok(RecoveryKit { location, password }.text())
     }
 
     /// Which of these snapshots the project's repository holds, in their order. Asks the
@@ -260,7 +271,7 @@ impl Repositories {
             prepare(backend.clone()).await?;
         }
         let password = self.password(project, missing).await?;
-        let access = self.access(project, &password)?;
+        let access = access::write(project, &self.key.wrap(&password, project)?)?;
         let (kdf, now) = (self.kdf, engine_time(self.clock.now()));
         let repository = blocking(move || {
             let exists = Repository::<Closed>::is_initialised(&*backend)?;
@@ -300,7 +311,7 @@ impl Repositories {
     /// The repository's password: from the catalogue; else, after the catalogue was lost,
     /// from beside the repository; else a new one. It is in the catalogue before the
     /// repository exists, so a crash in between loses nothing.
-    async fn password(
+    pub(crate) async fn password(
         &self,
         project: &ProjectId,
         missing: Missing,
@@ -317,31 +328,14 @@ impl Repositories {
         Ok(self.key.unwrap(&row.wrapped_password, project)?)
     }
 
-    async fn find_access(&self, project: &ProjectId) -> Result<Option<Vec<u8>>, RepositoryError> {
+    /// The wrapped password beside the repository, if there is one.
+    pub(crate) async fn find_access(
+        &self,
+        project: &ProjectId,
+    ) -> Result<Option<Vec<u8>>, RepositoryError> {
         let backend = self.places.backend(project)?;
-        let Some(bytes) = blocking(move || Repository::<Closed>::find_access(&*backend)).await?
-        else {
-            return Ok(None);
-        };
-        let malformed =
-            |what: String| RepositoryError::Failed(format!("kedge/access.json: {what}"));
-        let access: Access =
-            serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
-        let wrapped = BASE64
-            .decode(access.wrapped_password)
-            .map_err(|error| malformed(format!("wrapped_password: {error}")))?;
-        Ok(Some(wrapped))
-    }
-
-    fn access(&self, project: &ProjectId, password: &Password) -> Result<Vec<u8>, RepositoryError> {
-        let access = Access {
-            format: 1,
-            project: project.clone(),
-            cipher: "aes-256-gcm".to_owned(),
-            wrapped_password: BASE64.encode(self.key.wrap(password, project)?),
-        };
-        serde_json::to_vec_pretty(&access)
-            .map_err(|error| RepositoryError::Failed(format!("kedge/access.json: {error}")))
+        let found = blocking(move || Repository::<Closed>::find_access(&*backend)).await?;
+        found.map(|bytes| access::read(project, &bytes)).transpose()
     }
 }
 
@@ -350,11 +344,6 @@ impl Repositories {
 async fn prepare(backend: Arc<dyn Backend>) -> Result<(), RepositoryError> {
     let failed = |error| EngineError::Backend { object: ObjectName::Config, error };
     blocking(move || backend.prepare().map_err(failed)).await
-}
-
-/// A word as a POSIX shell reads it back, whatever it holds.
-fn shell_quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// The engine keeps its own time type because it knows nothing of ours.
@@ -387,7 +376,16 @@ mod tests {
     }
 
     #[test]
-    fn a_quoted_word_survives_the_shell() {
-        assert_eq!(shell_quoted("/srv/it's here"), r"'/srv/it'\''s here'");
+    fn repositories_are_found_among_what_else_lies_there() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in ["b/kedge", "a", "empty", "no name of a project/kedge"] {
+            std::fs::create_dir_all(dir.path().join(path)).unwrap();
+        }
+        for path in ["b/kedge/access.json", "a/config", "c", "no name of a project/config"] {
+            std::fs::write(dir.path().join(path), "").unwrap();
+        }
+        let found = Directory(dir.path().to_owned()).list_projects().unwrap();
+        assert_eq!(found, [ProjectId::new("a"), ProjectId::new("b")]);
+        assert!(Directory(dir.path().join("gone")).list_projects().is_err());
     }
 }

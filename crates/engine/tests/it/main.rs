@@ -10,6 +10,7 @@ mod corruption;
 mod crash;
 mod faults;
 mod model;
+mod passwords;
 mod restic;
 mod scenario;
 mod sessions;
