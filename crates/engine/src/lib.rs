@@ -22,6 +22,7 @@ mod parsers;
 mod pipeline;
 mod plan;
 mod polynomial;
+mod prune;
 mod read;
 mod repository;
 mod restore;
@@ -47,6 +48,7 @@ pub use id::{
 };
 pub use index::IndexReport;
 pub use marks::PackDamage;
+pub use prune::{ForeignLocks, Freed, PruneOptions, PruneReport, Stats};
 pub use read::{SnapshotView, VolumeView};
 pub use repository::{Closed, CreateOptions, Indexed, Open, Repository};
 pub use restore::{ReadOptions, ReadReport};

@@ -48,6 +48,10 @@ impl LockFile {
     fn is_ours(&self) -> bool {
         self.program == PROGRAM
     }
+
+    fn is_session(&self) -> bool {
+        self.is_ours() && !self.exclusive
+    }
 }
 
 /// Whether a lock tolerates others.
@@ -178,7 +182,6 @@ fn describe(file: &LockFile) -> String {
 }
 
 /// Locks that are not ours, or cannot be read: their names and what they say.
-#[cfg_attr(not(test), expect(dead_code, reason = "prune asks, which comes next"))]
 pub(crate) fn list_foreign(vault: &Vault) -> Result<Vec<(ObjectName, String)>, EngineError> {
     let (locks, unreadable) = load_all(vault)?;
     let foreign = locks.iter().filter(|(_, file)| !file.is_ours());
@@ -187,14 +190,15 @@ pub(crate) fn list_foreign(vault: &Vault) -> Result<Vec<(ObjectName, String)>, E
     Ok(found)
 }
 
-/// Removes the locks of a session; says how many there were. When it returns there is
-/// none left.
+/// Removes the shared locks of a session; says how many there were. When it returns there
+/// is none left. An exclusive lock stays until [`remove_exclusive`]: what it guards may be
+/// half done.
 pub(crate) fn remove_of_session(vault: &Vault, session_name: &str) -> Result<usize, EngineError> {
     let mut removed = 0;
     for _ in 0..REMOVE_TRIES {
         let locks = load_all(vault)?.0.into_iter();
         let of_session: Vec<_> =
-            locks.filter(|(_, file)| file.is_ours() && file.hostname == session_name).collect();
+            locks.filter(|(_, file)| file.is_session() && file.hostname == session_name).collect();
         if of_session.is_empty() {
             return Ok(removed);
         }
@@ -206,9 +210,23 @@ pub(crate) fn remove_of_session(vault: &Vault, session_name: &str) -> Result<usi
     Err(EngineError::Locked { by: format!("{session_name}, which keeps renewing its lock") })
 }
 
-/// The sessions of ours that have lock objects, each once.
+/// Removes exclusive locks of ours whose holders are over. Only a prune that has done
+/// what they had begun may call this.
+pub(crate) fn remove_exclusive(
+    vault: &Vault,
+    is_over: impl Fn(&str) -> bool,
+) -> Result<(), EngineError> {
+    for (name, file) in load_all(vault)?.0 {
+        if file.is_ours() && file.exclusive && is_over(&file.hostname) {
+            vault.delete(&name)?;
+        }
+    }
+    Ok(())
+}
+
+/// The sessions of ours that have shared lock objects, each once.
 pub(crate) fn list_sessions(vault: &Vault) -> Result<Vec<String>, EngineError> {
-    let ours = load_all(vault)?.0.into_iter().filter(|(_, file)| file.is_ours());
+    let ours = load_all(vault)?.0.into_iter().filter(|(_, file)| file.is_session());
     let mut sessions: Vec<_> = ours.map(|(_, file)| file.hostname).collect();
     sessions.sort();
     sessions.dedup();

@@ -80,6 +80,19 @@ impl PackBuilder {
         Ok(shape)
     }
 
+    /// Takes over a blob as it lies in another pack.
+    pub(crate) fn push_sealed(
+        &mut self,
+        id: BlobId,
+        shape: Shape,
+        sealed: &[u8],
+    ) -> Result<(), EngineError> {
+        let offset = offset(self.bytes.len())?;
+        self.bytes.extend_from_slice(sealed);
+        self.blobs.push(PackedBlob { id, kind: self.kind, offset, shape });
+        Ok(())
+    }
+
     /// Whether both fit into one pack.
     pub(crate) fn can_take(&self, other: &Self) -> bool {
         self.bytes.len() + other.bytes.len() <= PACK_BYTES

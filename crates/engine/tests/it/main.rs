@@ -11,6 +11,7 @@ mod crash;
 mod faults;
 mod model;
 mod passwords;
+mod prune;
 mod restic;
 mod scenario;
 mod sessions;
