@@ -77,6 +77,7 @@ impl Lab {
         let options = StoreOptions {
             chunk_size: None,
             zstd_level: 1,
+            verify_before_store: true,
             threads: std::num::NonZeroUsize::MIN,
             modified_at: now(),
         };

@@ -15,7 +15,7 @@ use kedge_engine::{
 
 use crate::{
     scenario::{
-        Choices, Contents, Expected, Scenario, Watch, in_two_threads, open_or_create, snapshots,
+        Choices, Contents, Expected, Place, Scenario, Watch, in_two_threads, prune, snapshots,
     },
     support::{Repo, is_long, report_figure},
 };
@@ -34,11 +34,12 @@ enum Operation {
     Reopen,
     /// A session begins and its process dies.
     Abandon,
+    Prune,
     /// The machine loses its power; on a store in memory only the process dies.
     Crash,
 }
 
-const OPERATION_KINDS: [Operation; 10] = [
+const OPERATION_KINDS: [Operation; 11] = [
     Operation::BackUp,
     Operation::BackUp,
     Operation::BackUp,
@@ -49,6 +50,7 @@ const OPERATION_KINDS: [Operation; 10] = [
     Operation::Refresh,
     Operation::Reopen,
     Operation::Abandon,
+    Operation::Prune,
 ];
 
 /// A store under test, and what a crash makes of it.
@@ -126,6 +128,10 @@ struct Run<'a> {
     faults: usize,
 }
 
+fn open(backend: Arc<dyn Backend>) -> Result<Repo, EngineError> {
+    Place { backend, cache: None }.open()
+}
+
 fn a_fault(choices: &mut Choices) -> Fault {
     let error = match choices.below(3) {
         0 => BackendError::Full,
@@ -135,14 +141,18 @@ fn a_fault(choices: &mut Choices) -> Fault {
     if choices.one_in(2) { Fault::Before(error) } else { Fault::After(error) }
 }
 
-/// What a failing store may be reported as.
+/// What a failing store may be reported as. One that cannot be reached when asked whether
+/// there is a repository is asked to make one, and says that there is.
 fn is_told(error: &EngineError) -> bool {
-    matches!(error, EngineError::Backend { .. } | EngineError::List(_))
+    matches!(
+        error,
+        EngineError::Backend { .. } | EngineError::List(_) | EngineError::AlreadyExists
+    )
 }
 
 impl<'a> Run<'a> {
     fn new(store: &'a mut dyn Store, seed: u64) -> Self {
-        let repo = open_or_create(store.backend()).unwrap();
+        let repo = open(store.backend()).unwrap();
         Self {
             store,
             world: Scenario { works: Vec::new(), contents: BTreeMap::new() },
@@ -211,6 +221,7 @@ impl<'a> Run<'a> {
             | Operation::Refresh
             | Operation::Reopen
             | Operation::Abandon
+            | Operation::Prune
             | Operation::Crash => None,
         }
     }
@@ -243,7 +254,7 @@ impl<'a> Run<'a> {
             }
             (Operation::Refresh, _) => self.repo.refresh(),
             (Operation::Reopen, _) => {
-                self.repo = open_or_create(self.store.backend())?;
+                self.repo = open(self.store.backend())?;
                 Ok(())
             }
             (Operation::Abandon, _) => {
@@ -253,11 +264,18 @@ impl<'a> Run<'a> {
                 std::mem::forget(begun?);
                 self.repo.remove_session_locks("session-2").map(drop)
             }
+            (Operation::Prune, _) => {
+                let pruned = prune(&self.repo);
+                self.store.faults().repair();
+                // Whoever starts a prune removes what an earlier one left.
+                self.repo.remove_session_locks("prune-1")?;
+                pruned
+            }
             (Operation::Crash, _) => {
                 self.store.faults().repair();
                 let seed = self.choices.next();
                 self.store.crash(seed);
-                self.repo = open_or_create(self.store.backend())?;
+                self.repo = open(self.store.backend())?;
                 Ok(())
             }
             (Operation::BackUp | Operation::Delete | Operation::Restore, None) => Ok(()),
