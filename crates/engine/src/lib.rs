@@ -44,6 +44,7 @@ pub use error::EngineError;
 pub use id::{
     BlobId, IndexId, InvalidId, KeyId, LockId, MarkId, PackId, RepositoryId, SnapshotId, TreeId,
 };
+pub use index::IndexReport;
 pub use marks::PackDamage;
 pub use prune::{ForeignLocks, Freed, PruneOptions, PruneReport, Stats};
 pub use read::{SnapshotView, VolumeView};

@@ -12,6 +12,7 @@ mod faults;
 mod passwords;
 mod prune;
 mod restic;
+mod restic_prune;
 mod scenario;
 mod sessions;
 mod support;
