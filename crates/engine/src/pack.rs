@@ -89,6 +89,7 @@ impl PackBuilder {
     ) -> Result<(), EngineError> {
         let offset = offset(self.bytes.len())?;
         self.bytes.extend_from_slice(sealed);
+        self.hash.update(sealed);
         self.blobs.push(PackedBlob { id, kind: self.kind, offset, shape });
         Ok(())
     }

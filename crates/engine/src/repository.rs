@@ -229,8 +229,8 @@ impl Repository<Open> {
     }
 
     fn load_index_into(self, index: Index) -> Result<Repository<Indexed>, EngineError> {
-        let (snapshots, marks) = (SnapshotCache::default(), MarkCache::default());
-        let state = Indexed { index, snapshots, marks };
+        let state =
+            Indexed { index, snapshots: SnapshotCache::default(), marks: MarkCache::default() };
         let repository = Repository { id: self.id, vault: self.vault, state };
         repository.refresh()?;
         Ok(repository)

@@ -13,6 +13,7 @@ mod model;
 mod passwords;
 mod prune;
 mod restic;
+mod restic_prune;
 mod scenario;
 mod sessions;
 mod support;
