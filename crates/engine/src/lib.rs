@@ -20,6 +20,8 @@ mod lock;
 mod marks;
 mod pack;
 mod parallel;
+#[cfg(test)]
+mod parsers;
 mod pipeline;
 mod plan;
 mod polynomial;

@@ -676,12 +676,10 @@ impl<'r, 'a> Writer<'r, 'a> {
             BlobKind::Data => &mut self.data,
             BlobKind::Tree => &mut self.trees,
         };
+        let full =
+            (!pack.has_room(sealed.len())).then(|| mem::replace(pack, PackBuilder::new(kind)));
         pack.push_copy(blob.id, blob.shape, sealed)?;
-        if !pack.has_room(0) {
-            let full = mem::replace(pack, PackBuilder::new(kind));
-            self.store(full)?;
-        }
-        Ok(())
+        full.map_or(Ok(()), |full| self.store(full))
     }
 
     fn store(&mut self, pack: PackBuilder) -> Result<(), EngineError> {
