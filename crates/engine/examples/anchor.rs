@@ -119,6 +119,7 @@ fn back_up(repo: &str, file: &str, name: &str, changed: Option<&str>) -> Outcome
         zstd_level: number("OWN_LEVEL", DEFAULT_LEVEL)?,
         threads: threads()?,
         modified_at: now(),
+        verify_before_store: number("OWN_VERIFY", 1)? != 0,
     };
     let repository = open(repo)?;
     let parent = newest(&repository, name)?;

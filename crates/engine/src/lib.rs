@@ -17,6 +17,7 @@ pub mod layer;
 mod lock;
 mod marks;
 mod pack;
+mod pipeline;
 mod plan;
 mod polynomial;
 mod read;

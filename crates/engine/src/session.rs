@@ -202,9 +202,9 @@ impl Session {
         step().inspect_err(|_| self.failed.store(true, Ordering::Relaxed))
     }
 
-    /// A pack to fill with data; give it back by [`Self::return_pack`].
-    pub(crate) fn lend_pack(&self) -> PackBuilder {
-        guard(&self.data_packs).pop().unwrap_or_else(|| PackBuilder::new(BlobKind::Data))
+    /// A pack of data someone has begun to fill; give it back by [`Self::return_pack`].
+    pub(crate) fn lend_pack(&self) -> Option<PackBuilder> {
+        guard(&self.data_packs).pop()
     }
 
     pub(crate) fn return_pack(&self, pack: PackBuilder) {
@@ -213,37 +213,47 @@ impl Session {
         }
     }
 
-    /// Puts a claimed blob into `pack`, and the pack into the store when it is full.
+    /// Puts a claimed blob into `pack`. When there is no room for it, `change` first takes
+    /// the pack away to be stored and leaves an empty one.
     pub(crate) fn add(
         &self,
         pack: &mut PackBuilder,
         encoder: &mut Encoder,
         id: BlobId,
         plain: &[u8],
+        change: impl FnOnce(&mut PackBuilder) -> Result<(), EngineError>,
     ) -> Result<Shape, EngineError> {
         self.or_fail(|| {
-            let shape = pack.push(encoder, &self.repository.vault.key, id, plain)?;
-            if pack.is_full() {
-                let full = mem::replace(pack, PackBuilder::new(pack.kind()));
-                self.store_pack(full)?;
+            if !pack.has_room(plain.len()) {
+                change(pack)?;
             }
-            Ok(shape)
+            pack.push(encoder, &self.repository.vault.key, id, plain)
         })
     }
 
-    fn store_pack(&self, pack: PackBuilder) -> Result<(), EngineError> {
-        let vault = &self.repository.vault;
-        let (bytes, entry) = pack.finish(&vault.key)?;
-        self.permit()?;
-        vault.put(&ObjectName::Pack(entry.id), &bytes)?;
-        self.stored_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        let full = {
-            let mut pending = guard(&self.pending);
-            pending.push(entry);
-            let blobs: usize = pending.iter().map(|pack| pack.blobs.len()).sum();
-            (blobs >= INDEX_BLOBS_MAX).then(|| mem::take(&mut *pending))
-        };
-        full.map_or(Ok(()), |packs| self.store_index(&packs))
+    /// Stores a full pack at once and leaves an empty one.
+    fn change_pack(&self, pack: &mut PackBuilder) -> Result<(), EngineError> {
+        let full = mem::replace(pack, PackBuilder::new(pack.kind()));
+        self.store_pack(full).map(drop)
+    }
+
+    /// Puts a pack into the store. Gives its buffer back, to be filled again.
+    pub(crate) fn store_pack(&self, pack: PackBuilder) -> Result<Vec<u8>, EngineError> {
+        self.or_fail(|| {
+            let vault = &self.repository.vault;
+            let (bytes, entry) = pack.finish(&vault.key)?;
+            self.permit()?;
+            vault.put(&ObjectName::Pack(entry.id), &bytes)?;
+            self.stored_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            let full = {
+                let mut pending = guard(&self.pending);
+                pending.push(entry);
+                let blobs: usize = pending.iter().map(|pack| pack.blobs.len()).sum();
+                (blobs >= INDEX_BLOBS_MAX).then(|| mem::take(&mut *pending))
+            };
+            full.map_or(Ok(()), |packs| self.store_index(&packs))?;
+            Ok(bytes)
+        })
     }
 
     fn store_index(&self, packs: &[PackEntry]) -> Result<(), EngineError> {
@@ -265,8 +275,9 @@ impl Session {
     ) -> Result<BlobId, EngineError> {
         let id = BlobId::of(plain);
         if self.claim(BlobKind::Data, id)? {
-            let mut pack = self.lend_pack();
-            let added = self.add(&mut pack, encoder, id, plain);
+            let lent = self.lend_pack();
+            let mut pack = lent.unwrap_or_else(|| PackBuilder::new(BlobKind::Data));
+            let added = self.add(&mut pack, encoder, id, plain, |full| self.change_pack(full));
             self.return_pack(pack);
             added?;
         }
@@ -278,7 +289,8 @@ impl Session {
         let id = BlobId::of(json);
         if self.claim(BlobKind::Tree, id)? {
             let mut encoder = self.or_fail(|| Encoder::new(TREE_ZSTD_LEVEL))?;
-            self.add(&mut guard(&self.tree_pack), &mut encoder, id, json)?;
+            let pack = &mut guard(&self.tree_pack);
+            self.add(pack, &mut encoder, id, json, |full| self.change_pack(full))?;
         }
         Ok(TreeId(id.0))
     }

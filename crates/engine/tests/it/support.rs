@@ -177,7 +177,13 @@ pub(crate) fn threads(count: usize) -> NonZeroUsize {
 }
 
 pub(crate) fn store_options() -> StoreOptions {
-    StoreOptions { chunk_size: None, zstd_level: 1, threads: threads(2), modified_at: now() }
+    StoreOptions {
+        chunk_size: None,
+        zstd_level: 1,
+        threads: threads(2),
+        modified_at: now(),
+        verify_before_store: true,
+    }
 }
 
 pub(crate) fn cut_into(chunk_size: ChunkSize) -> StoreOptions {
