@@ -43,6 +43,7 @@ pub use error::EngineError;
 pub use id::{
     BlobId, IndexId, InvalidId, KeyId, LockId, MarkId, PackId, RepositoryId, SnapshotId, TreeId,
 };
+pub use index::IndexReport;
 pub use marks::PackDamage;
 pub use read::{SnapshotView, VolumeView};
 pub use repository::{Closed, CreateOptions, Indexed, Open, Repository};
