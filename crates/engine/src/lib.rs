@@ -14,9 +14,11 @@ mod id;
 mod index;
 mod keys;
 pub mod layer;
+mod list;
 mod lock;
 mod marks;
 mod pack;
+mod parallel;
 mod pipeline;
 mod plan;
 mod polynomial;
@@ -27,9 +29,11 @@ mod session;
 mod snapshot;
 mod source;
 mod store;
+mod stream;
 mod time;
 mod tree;
 mod vault;
+mod verify;
 
 pub use backend::{
     Backend, BackendError, DirEntry, Disk, DiskFile, EntryKind, Listed, LocalBackend,
@@ -44,12 +48,14 @@ pub use id::{
     BlobId, IndexId, InvalidId, KeyId, LockId, MarkId, PackId, RepositoryId, SnapshotId, TreeId,
 };
 pub use index::IndexReport;
+pub use list::{BlobIds, BlobList};
 pub use marks::PackDamage;
 pub use read::{SnapshotView, VolumeView};
 pub use repository::{Closed, CreateOptions, Indexed, Open, Repository};
-pub use restore::{ReadOptions, ReadReport};
+pub use restore::{ReadOptions, ReadReport, RestoreCursor, Resume};
 pub use session::Session;
 pub use snapshot::{Snapshot, SnapshotMeta};
 pub use source::{Extent, ExtentKind, Sink, SinkError, Source, SourceError};
 pub use store::{StoreOptions, StoredVolume};
 pub use time::{InvalidTime, Timestamp};
+pub use verify::{VerifyOptions, VerifyOutcome};

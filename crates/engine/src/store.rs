@@ -14,7 +14,7 @@ use crate::{
     session::Session,
     source::Source,
     time::Timestamp,
-    tree::{self, Content, NewNode, VOLUME_FILE},
+    tree::{Content, NewNode, VOLUME_FILE},
 };
 
 /// How a volume is stored.
@@ -109,10 +109,9 @@ impl Session {
     /// Whether the index knows the volume's tree and the zero blobs of its list. We
     /// restore zeroes without them, stock restic does not.
     fn has_list(&self, volume: &VolumeView) -> Result<bool, EngineError> {
-        let zeroes = Zeroes::of_volume(volume.size_bytes());
         let index = &self.repository.state.index;
-        for id in volume.blobs() {
-            if zeroes.len_of(*id).is_some() && !index.contains(BlobKind::Data, *id)? {
+        for id in volume.zero_blobs() {
+            if !index.contains(BlobKind::Data, id)? {
                 return Ok(false);
             }
         }
@@ -173,7 +172,7 @@ impl Session {
         }
         let content = Content(content);
         let node = NewNode::file(VOLUME_FILE, cut.size_bytes, content, options.modified_at);
-        self.store_tree(&tree::to_json(&[node])?)
+        self.store_tree(&[node])
     }
 }
 

@@ -1,7 +1,10 @@
-//! Wrappers around a backend, and a disk under one.
+//! Wrappers around a backend, a disk under one, and what else only tests and measurements
+//! need.
 
 mod crash;
 mod fault;
+mod made_up;
 
 pub use crash::{Loss, Replay, SimulatedDisk};
 pub use fault::{Fault, FaultBackend, Operation};
+pub use made_up::{look_up_made_up, store_made_up_index};

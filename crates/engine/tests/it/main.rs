@@ -9,6 +9,7 @@
 mod corruption;
 mod crash;
 mod faults;
+mod reading;
 mod passwords;
 mod restic;
 mod scenario;
