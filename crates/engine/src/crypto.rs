@@ -35,6 +35,7 @@ pub(crate) const SEAL_BYTES: usize = IV_BYTES + TAG_BYTES;
 pub(crate) struct NotAuthentic;
 
 /// A key of the repository, or one derived from a password.
+#[derive(Clone)]
 pub(crate) struct Key {
     encrypt: Zeroizing<[u8; 32]>,
     mac_k: Zeroizing<[u8; 16]>,

@@ -47,6 +47,7 @@ pub use error::EngineError;
 pub use id::{
     BlobId, IndexId, InvalidId, KeyId, LockId, MarkId, PackId, RepositoryId, SnapshotId, TreeId,
 };
+pub use index::IndexReport;
 pub use list::{BlobIds, BlobList};
 pub use marks::PackDamage;
 pub use read::{SnapshotView, VolumeView};

@@ -1,7 +1,7 @@
 //! A repository and how far it has been opened: [`Closed`], [`Open`] when the password
-//! was right, [`Indexed`] when the index is in memory.
+//! was right, [`Indexed`] when the index is loaded.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ use crate::{
     document,
     error::EngineError,
     id::{IndexId, KeyId, RepositoryId, SnapshotId},
-    index::Index,
+    index::{Index, IndexReport},
     keys,
     marks::MarkCache,
     polynomial,
@@ -29,7 +29,7 @@ pub struct Closed(());
 #[derive(Debug)]
 pub struct Open(());
 
-/// The index is in memory: blobs can be found, written and read.
+/// The index is loaded: blobs can be found, written and read.
 #[derive(Debug)]
 pub struct Indexed {
     pub(crate) index: Index,
@@ -213,13 +213,24 @@ impl<S> Repository<S> {
 }
 
 impl Repository<Open> {
-    /// Reads all index objects.
+    /// Reads all index objects into memory, 48 bytes per blob.
     pub fn load_index(self) -> Result<Repository<Indexed>, EngineError> {
-        let state = Indexed {
-            index: Index::default(),
-            snapshots: SnapshotCache::default(),
-            marks: MarkCache::default(),
-        };
+        self.load_index_into(Index::default())
+    }
+
+    /// Reads the index objects that an earlier process did not leave in the cache, and
+    /// keeps the index in files below `dir`, in a directory of the repository's id. A
+    /// cache that is wrong is replaced; one held by another process, or a `dir` that
+    /// cannot be used, is done without ([`Repository::index_report`] tells). Many repositories
+    /// may share `dir`. Blob ids lie there in the clear, in files of mode 0600.
+    pub fn load_index_cached(self, dir: &Path) -> Result<Repository<Indexed>, EngineError> {
+        let index = Index::in_dir(dir, self.id, &self.vault.key);
+        self.load_index_into(index)
+    }
+
+    fn load_index_into(self, index: Index) -> Result<Repository<Indexed>, EngineError> {
+        let (snapshots, marks) = (SnapshotCache::default(), MarkCache::default());
+        let state = Indexed { index, snapshots, marks };
         let repository = Repository { id: self.id, vault: self.vault, state };
         repository.refresh()?;
         Ok(repository)
@@ -231,6 +242,11 @@ impl Repository<Indexed> {
     pub fn refresh(&self) -> Result<(), EngineError> {
         self.read_marks()?;
         self.state.index.refresh(&self.vault)
+    }
+
+    /// How large the index is and what it takes.
+    pub fn index_report(&self) -> IndexReport {
+        self.state.index.report()
     }
 
     /// Index objects that could not be used at the last refresh, each with what is wrong.

@@ -10,11 +10,7 @@ use std::{
     fs,
     hash::{Hash, Hasher},
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread,
+    sync::{Arc, Mutex},
 };
 
 use kedge_engine::{
@@ -23,7 +19,9 @@ use kedge_engine::{
 };
 
 use crate::{
-    scenario::{Choices, Expected, History, Scenario, Watch, open_or_create, snapshots},
+    scenario::{
+        Choices, Expected, History, Scenario, Watch, in_two_threads, open_or_create, snapshots,
+    },
     support::{is_long, report_figure, restic},
 };
 
@@ -157,25 +155,6 @@ fn crash_everywhere(scenario: &Scenario, name: &str, seeds: u64) -> Tally {
         }
     }
     tally
-}
-
-/// Runs each of so many pieces on one of two threads.
-fn in_two_threads<T: Send>(count: usize, piece: impl Fn(usize) -> T + Sync) -> Vec<T> {
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let mut done = Vec::new();
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= count {
-                return done;
-            }
-            done.push(piece(number));
-        }
-    };
-    thread::scope(|scope| {
-        let threads = [scope.spawn(work), scope.spawn(work)];
-        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
-    })
 }
 
 /// Stock restic checks every byte of a state and restores a file of its newest backup.

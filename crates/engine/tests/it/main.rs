@@ -9,8 +9,8 @@
 mod corruption;
 mod crash;
 mod faults;
-mod reading;
 mod passwords;
+mod reading;
 mod restic;
 mod scenario;
 mod sessions;
