@@ -9,10 +9,10 @@
 mod corruption;
 mod crash;
 mod faults;
-mod reading;
 mod model;
 mod passwords;
 mod prune;
+mod reading;
 mod restic;
 mod restic_prune;
 mod scenario;
