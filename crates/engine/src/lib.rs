@@ -30,7 +30,9 @@ mod tree;
 mod vault;
 
 pub use backend::{
-    Backend, BackendError, Listed, LocalBackend, MemoryBackend, ObjectKind, ObjectName,
+    Addressing, Backend, BackendError, ConditionalPut, CredentialsFile, Listed, LocalBackend,
+    MemoryBackend, NoCredential, ObjectKind, ObjectName, S3Backend, S3Bucket, S3Capabilities,
+    S3Credential, S3Credentials, S3Options, S3Timeouts,
 };
 pub use check::{CheckReport, Problem, ReadData};
 pub use chunk::ChunkSize;

@@ -1,14 +1,19 @@
 //! Where a repository's objects lie.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use crate::id::{IndexId, KeyId, LockId, MarkId, PackId, SnapshotId};
 
 mod local;
 mod memory;
+mod s3;
 
 pub use local::LocalBackend;
 pub use memory::MemoryBackend;
+pub use s3::{
+    Addressing, ConditionalPut, CredentialsFile, NoCredential, S3Backend, S3Bucket, S3Capabilities,
+    S3Credential, S3Credentials, S3Options, S3Timeouts,
+};
 
 /// The kinds of stored objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -191,4 +196,39 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// Removes what writers that died left half-written; never what a living one writes.
     fn remove_leftovers(&self) -> Result<(), BackendError>;
+}
+
+/// A shared backend is one, so that layers can be put around it.
+impl<B: Backend + ?Sized> Backend for Arc<B> {
+    fn prepare(&self) -> Result<(), BackendError> {
+        (**self).prepare()
+    }
+
+    fn put(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), BackendError> {
+        (**self).put(name, bytes)
+    }
+
+    fn get(&self, name: &ObjectName, bytes_max: u64) -> Result<Vec<u8>, BackendError> {
+        (**self).get(name, bytes_max)
+    }
+
+    fn read_at(&self, name: &ObjectName, offset: u64, buf: &mut [u8]) -> Result<(), BackendError> {
+        (**self).read_at(name, offset, buf)
+    }
+
+    fn find_size(&self, name: &ObjectName) -> Result<Option<u64>, BackendError> {
+        (**self).find_size(name)
+    }
+
+    fn list(&self, kind: ObjectKind) -> Result<Vec<Listed>, BackendError> {
+        (**self).list(kind)
+    }
+
+    fn delete(&self, name: &ObjectName) -> Result<(), BackendError> {
+        (**self).delete(name)
+    }
+
+    fn remove_leftovers(&self) -> Result<(), BackendError> {
+        (**self).remove_leftovers()
+    }
 }

@@ -6,8 +6,11 @@
     reason = "a test that cannot go on fails where it stands"
 )]
 
+mod backends;
 mod corruption;
 mod faults;
+mod moto;
+mod proxy;
 mod restic;
 mod sessions;
 mod support;
