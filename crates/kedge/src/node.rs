@@ -10,17 +10,18 @@ use kedge_cloud::local::LocalCloud;
 use kedge_core::ports::{Clock as _, Cloud, IdSource as _};
 use kedge_service::identity::{Identity, UsersSource};
 use kedge_service::keys::ServiceKey;
-use kedge_service::repositories::{Directory, Repositories};
+use kedge_service::places::Places;
+use kedge_service::repositories::Repositories;
 use kedge_service::{App, Wiring};
 use kedge_store::Store;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, Checked};
+use crate::config::{self, Checked, Location};
 use crate::failure::{Failure, OrFail as _};
 use crate::outside::{RandomIds, SystemClock};
-use crate::{halt, private, signals, telemetry};
+use crate::{halt, places, private, signals, telemetry};
 
 /// Runs the service until it is told to stop.
 pub(crate) async fn serve(path: &Path) -> Result<(), Failure> {
@@ -104,7 +105,11 @@ impl Node {
         if let Some(problem) = config.check_machine().first() {
             return Err(Failure::new(problem.to_string()));
         }
-        for dir in [&config.state_dir, &config.repositories_dir] {
+        let mut dirs = vec![&config.state_dir];
+        if let Location::Directory(dir) = &config.repositories {
+            dirs.push(dir);
+        }
+        for dir in dirs {
             private::create_dir(dir).or_fail(dir.display())?;
         }
         let clock = Arc::new(SystemClock);
@@ -112,8 +117,9 @@ impl Node {
         let store = Store::open(&path).await.or_fail("catalogue")?;
         let taken = store.take_over_all(clock.now()).await.or_fail("taking over jobs")?;
         tracing::info!(jobs = taken, "the catalogue is open");
-        require_known_key(config, &store).await?;
-        let app = wire(config, &store, clock.clone())?;
+        let places = places::open(config)?;
+        require_known_key(config, &store, &places).await?;
+        let app = wire(config, &store, places, clock.clone())?;
         let mut api_config = ApiConfig::new(clock, Arc::new(RandomIds));
         api_config.public_url = config.public_url.clone();
         api_config.region.clone_from(&config.region);
@@ -198,16 +204,16 @@ async fn bind(field: &str, address: SocketAddr) -> Result<(TcpListener, SocketAd
     Ok((listener, address))
 }
 
-fn wire(config: &Checked, store: &Store, clock: Arc<SystemClock>) -> Result<App, Failure> {
+fn wire(
+    config: &Checked,
+    store: &Store,
+    places: Arc<dyn Places>,
+    clock: Arc<SystemClock>,
+) -> Result<App, Failure> {
     let settings = &config.settings;
     let key = service_key(&config.service_key)?;
-    let repositories = Repositories::new(
-        Arc::new(Directory(config.repositories_dir.clone())),
-        Arc::new(key),
-        store.clone(),
-        clock.clone(),
-        settings.kdf,
-    );
+    let repositories =
+        Repositories::new(places, Arc::new(key), store.clone(), clock.clone(), settings.kdf);
     let identity = Identity::new(
         UsersSource::File(config.users.clone()),
         store.clone(),
@@ -230,14 +236,19 @@ fn wire(config: &Checked, store: &Store, clock: Arc<SystemClock>) -> Result<App,
 
 /// A key that is not where it was must not be replaced: new repositories would be wrapped
 /// with the new one, and lost when the old one is put back.
-async fn require_known_key(config: &Checked, store: &Store) -> Result<(), Failure> {
+async fn require_known_key(
+    config: &Checked,
+    store: &Store,
+    places: &Arc<dyn Places>,
+) -> Result<(), Failure> {
     if config.service_key.exists() {
         return Ok(());
     }
     let known = store.list_repositories().await.or_fail("catalogue")?;
-    let dirs = std::fs::read_dir(&config.repositories_dir).or_fail("repositories_dir")?;
-    let is_ours = |dir: std::fs::DirEntry| dir.path().join("kedge/access.json").exists();
-    if known.is_empty() && !dirs.flatten().any(is_ours) {
+    let places = Arc::clone(places);
+    let found = tokio::task::spawn_blocking(move || places.list_projects());
+    let found = found.await.or_fail("looking for repositories")?;
+    if known.is_empty() && found.or_fail("looking for repositories")?.is_empty() {
         return Ok(());
     }
     Err(Failure::new(format!(

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use kedge_core::ids::ProjectId;
 use kedge_service::identity::{Identity, UsersSource};
 use kedge_service::keys::ServiceKey;
-use kedge_service::repositories::{Directory, Repositories};
+use kedge_service::repositories::Repositories;
 use kedge_store::Store;
 use zeroize::Zeroizing;
 
@@ -16,7 +16,7 @@ use crate::config::{Checked, Config};
 use crate::failure::{Failure, OrFail as _};
 use crate::node::Node;
 use crate::outside::SystemClock;
-use crate::private;
+use crate::{places, private};
 
 /// Longest password read: longer ones are a file given by mistake.
 const PASSWORD_BYTES_MAX: usize = 1024;
@@ -82,7 +82,7 @@ pub(crate) async fn recovery_kit(options: &KitOptions) -> Result<(), Failure> {
     let key = ServiceKey::load(&config.service_key).or_fail("service_key")?;
     let nothing = Store::open_in_memory().await.or_fail("an empty catalogue")?;
     let repositories = Repositories::new(
-        Arc::new(Directory(config.repositories_dir)),
+        places::open(&config)?,
         Arc::new(key),
         nothing,
         Arc::new(SystemClock),

@@ -12,6 +12,7 @@ pub mod identity;
 pub mod items;
 pub mod keys;
 pub mod manifest;
+pub mod places;
 pub mod protect;
 pub mod repositories;
 pub mod restore;

@@ -7,7 +7,6 @@
 
 use std::collections::HashMap;
 use std::fmt::Debug;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine as _;
@@ -16,55 +15,19 @@ use kedge_core::fact::Unknown;
 use kedge_core::ids::ProjectId;
 use kedge_core::ports::Clock;
 use kedge_engine::{
-    Backend, Closed, CreateOptions, EngineError, Indexed, KdfCost, LocalBackend, ObjectName,
-    Password, Repository, SnapshotId, Timestamp,
+    Backend, Closed, CreateOptions, EngineError, Indexed, KdfCost, ObjectName, Password,
+    Repository, SnapshotId, Timestamp,
 };
 use kedge_store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
 use crate::keys::{KeyError, ServiceKey};
+use crate::places::Places;
 use crate::settings::Kdf;
 
 /// An open repository, shared by everything in the process that reads or writes it.
 pub type SharedRepository = Arc<Repository<Indexed>>;
-
-/// Where repositories lie.
-pub trait Places: Send + Sync + Debug {
-    /// The store of one project's repository.
-    fn backend(&self, project: &ProjectId) -> Result<Arc<dyn Backend>, RepositoryError>;
-
-    /// What `RESTIC_REPOSITORY` says to reach it.
-    fn restic_location(&self, project: &ProjectId) -> Result<String, RepositoryError>;
-}
-
-/// A directory with one repository per project, named by the project's id.
-#[derive(Clone, Debug)]
-pub struct Directory(pub PathBuf);
-
-impl Directory {
-    fn path(&self, project: &ProjectId) -> Result<PathBuf, RepositoryError> {
-        let name = project.as_str();
-        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-        if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
-            return Err(RepositoryError::Failed(format!("{project:?} cannot name a directory")));
-        }
-        Ok(self.0.join(name))
-    }
-}
-
-impl Places for Directory {
-    fn backend(&self, project: &ProjectId) -> Result<Arc<dyn Backend>, RepositoryError> {
-        Ok(Arc::new(LocalBackend::new(self.path(project)?)))
-    }
-
-    fn restic_location(&self, project: &ProjectId) -> Result<String, RepositoryError> {
-        let path = self.path(project)?;
-        let absolute = std::path::absolute(&path)
-            .map_err(|error| RepositoryError::Failed(format!("{}: {error}", path.display())))?;
-        Ok(absolute.display().to_string())
-    }
-}
 
 /// Why a repository cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -375,16 +338,6 @@ pub(crate) async fn blocking<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_project_id_never_becomes_a_path() {
-        let root = Directory("/repositories".into());
-        for name in ["", "..", "a/b", "a\0b", "a\nb", &"x".repeat(65)] {
-            assert!(root.path(&ProjectId::new(name)).is_err(), "{name:?}");
-        }
-        let path = root.path(&ProjectId::new("3f2b9c1d7a6e4c58b0d1e2f3a4b5c6d7")).unwrap();
-        assert!(path.starts_with("/repositories"));
-    }
 
     #[test]
     fn a_quoted_word_survives_the_shell() {

@@ -11,7 +11,8 @@ use kedge_core::ports::{Clock, IdSource};
 use kedge_core::time::Timestamp;
 use kedge_engine::layer::FaultBackend;
 use kedge_engine::{Backend, MemoryBackend};
-use kedge_service::repositories::{Places, RepositoryError};
+use kedge_service::places::Places;
+use kedge_service::repositories::RepositoryError;
 use uuid::Uuid;
 
 /// A clock that moves only when told to.
@@ -102,5 +103,12 @@ impl Places for MemoryPlaces {
 
     fn restic_location(&self, project: &ProjectId) -> Result<String, RepositoryError> {
         Err(RepositoryError::Failed(format!("the repository of {project} lies in memory")))
+    }
+
+    fn list_projects(&self) -> Result<Vec<ProjectId>, RepositoryError> {
+        let backends = self.0.backends.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut projects: Vec<_> = backends.keys().cloned().collect();
+        projects.sort();
+        Ok(projects)
     }
 }
