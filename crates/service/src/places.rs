@@ -86,7 +86,10 @@ impl Places for Directory {
         };
         let mut names = Vec::new();
         for entry in entries {
-            names.extend(entry.map_err(failed)?.file_name().into_string().ok());
+            let entry = entry.map_err(failed)?;
+            if entry.path().is_dir() {
+                names.extend(entry.file_name().into_string().ok());
+            }
         }
         repositories_among(self, names)
     }

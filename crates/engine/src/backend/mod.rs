@@ -131,6 +131,13 @@ pub enum BackendError {
     /// lock. Only deletions meet it.
     #[error("the store retains the object")]
     Retained,
+    /// The store answers, and the repository is not where it was: asking again at once
+    /// brings the same answer.
+    #[error("the repository is not there: {text}")]
+    Gone {
+        /// What was found instead.
+        text: String,
+    },
     /// The place where the repository lies is gone or does not answer.
     #[error("the store cannot be reached: {text}")]
     Unreachable {
@@ -153,9 +160,12 @@ impl BackendError {
         match self {
             Self::Unreachable { .. } => true,
             Self::Io { retryable, .. } => *retryable,
-            Self::NotFound | Self::Truncated | Self::TooLarge | Self::Full | Self::Retained => {
-                false
-            }
+            Self::NotFound
+            | Self::Truncated
+            | Self::TooLarge
+            | Self::Full
+            | Self::Retained
+            | Self::Gone { .. } => false,
         }
     }
 }
@@ -170,7 +180,10 @@ impl BackendError {
 /// - Deleting what is not there succeeds.
 /// - A backend never retries; the caller decides by [`BackendError::is_retryable`].
 /// - Once a repository exists, a place that has lost it is
-///   [`BackendError::Unreachable`] rather than empty; nothing is re-created there.
+///   [`BackendError::Unreachable`] or [`BackendError::Gone`] rather than empty; nothing is
+///   re-created there.
+/// - A list may lack objects that were written or are still there, so it proves no absence;
+///   [`Backend::find_size`] does.
 pub trait Backend: Send + Sync + fmt::Debug {
     /// Makes the place ready for a new repository, where that takes anything.
     fn prepare(&self) -> Result<(), BackendError>;

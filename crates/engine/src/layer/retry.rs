@@ -222,6 +222,7 @@ mod tests {
             BackendError::TooLarge,
             BackendError::Full,
             BackendError::Retained,
+            BackendError::Gone { text: "no config".to_owned() },
             BackendError::Io { retryable: false, text: "refused".to_owned() },
         ] {
             let pace = Arc::default();

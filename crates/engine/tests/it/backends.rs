@@ -13,7 +13,7 @@ use std::{
 
 use kedge_engine::{
     Backend, BackendError, ConditionalPut, CredentialsFile, Listed, LocalBackend, MemoryBackend,
-    ObjectKind, ObjectName, S3Backend, S3Options, S3Timeouts,
+    ObjectKind, ObjectName, S3Backend, S3Bucket, S3Options, S3Timeouts,
     layer::{Bucket, Pace, Rates, Retry, RetryLimits, Throttle},
 };
 
@@ -211,6 +211,25 @@ fn s3_under_layers_keeps_the_contract() {
     keeps_the_contract(&layered(in_moto()));
 }
 
+#[test]
+fn a_certificate_is_trusted_when_it_is_in_the_file_and_not_otherwise() {
+    let moto = Moto::shared();
+    let trusting =
+        S3Options { ca_pem: Some(moto.certificate_pem.clone()), ..options(moto.tls_endpoint()) };
+    let open =
+        |options: &S3Options| bucket(options, Arc::new(credential())).repository(&fresh_prefix());
+    keeps_the_contract(&open(&trusting));
+    let wary = open(&S3Options { ca_pem: None, ..trusting.clone() });
+    let error = wary.put(&ObjectName::Config, b"config").unwrap_err();
+    assert!(error.to_string().contains("certificate"), "{error}");
+    for pem in ["", "no certificate"] {
+        let options = S3Options { ca_pem: Some(pem.into()), ..trusting.clone() };
+        let runtime = crate::moto::runtime().handle().clone();
+        let refused = S3Bucket::new(&options, Arc::new(credential()), runtime).unwrap_err();
+        assert!(refused.to_string().contains("certificates"), "{refused}");
+    }
+}
+
 /// A store of the lab, which the nightly run starts before the long form of the tests and
 /// tells of in a file: endpoint, bucket, access key and secret, a line each.
 #[test]
@@ -265,13 +284,13 @@ fn every_page_of_a_long_list_is_read_and_foreign_objects_are_none() {
 }
 
 #[test]
-fn a_place_without_its_config_is_unreachable_rather_than_empty() {
+fn a_place_without_its_config_is_gone_rather_than_empty() {
     let backend = in_moto();
     backend.put(&ObjectName::Config, b"config").unwrap();
     backend.put(&pack(1), b"pack").unwrap();
     backend.delete(&ObjectName::Config).unwrap();
     let gone = |result: Result<(), BackendError>| {
-        assert!(matches!(result, Err(BackendError::Unreachable { .. })), "{result:?}");
+        assert!(matches!(result, Err(BackendError::Gone { .. })), "{result:?}");
     };
     gone(backend.get(&pack(2), 10).map(drop));
     gone(backend.find_size(&pack(2)).map(drop));

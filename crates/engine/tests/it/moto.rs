@@ -21,20 +21,15 @@ pub(crate) const BUCKET: &str = "backups";
 pub(crate) const ACCESS_KEY: &str = "kedge-test-key";
 pub(crate) const SECRET_KEY: &str = "kedge-test-secret";
 
-/// Serves until its input ends, which it does when this process does, however that ends.
-const SCRIPT: &str = "\
-import sys
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
-";
+const SCRIPT: &str = include_str!("moto.py");
 
 /// The running server.
 #[derive(Debug)]
 pub(crate) struct Moto {
     port: u16,
+    tls_port: u16,
+    /// The certificate of the port with TLS, signed by itself.
+    pub(crate) certificate_pem: Vec<u8>,
     _child: Child,
     _input: ChildStdin,
 }
@@ -62,8 +57,15 @@ impl Moto {
             .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let port = line.trim().parse().expect("moto tells its port");
-        let moto = Self { port, _input: child.stdin.take().unwrap(), _child: child };
+        let told: Vec<_> = line.split_whitespace().collect();
+        let [port, tls_port, pem] = told[..] else { panic!("moto tells its ports: {line:?}") };
+        let moto = Self {
+            port: port.parse().unwrap(),
+            tls_port: tls_port.parse().unwrap(),
+            certificate_pem: bytes_of(pem),
+            _input: child.stdin.take().unwrap(),
+            _child: child,
+        };
         moto.create_bucket();
         moto
     }
@@ -88,6 +90,15 @@ impl Moto {
     pub(crate) fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
+
+    pub(crate) fn tls_endpoint(&self) -> String {
+        format!("https://127.0.0.1:{}", self.tls_port)
+    }
+}
+
+fn bytes_of(digits: &str) -> Vec<u8> {
+    let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap();
+    (0..digits.len()).step_by(2).map(byte).collect()
 }
 
 /// Where the needs of the tests are installed.

@@ -231,7 +231,7 @@ impl S3Bucket {
             }
             (_, "ObjectLocked") => BackendError::Retained,
             (_, "NoSuchBucket") => {
-                BackendError::Unreachable { text: format!("there is no bucket {bucket:?}") }
+                BackendError::Gone { text: format!("there is no bucket {bucket:?}") }
             }
             // The upload was ended by someone; the next try begins another.
             (_, "NoSuchUpload" | "InvalidPart" | "RequestTimeout" | "OperationAborted") => {
@@ -425,7 +425,7 @@ impl S3Backend {
         }
         self.0.is_there.store(false, Ordering::Relaxed);
         let place = format!("{}/{}", self.bucket().url, self.0.prefix);
-        Err(BackendError::Unreachable { text: format!("there is no repository at {place}") })
+        Err(BackendError::Gone { text: format!("{place} holds no config") })
     }
 
     /// What an absent object means: no such object, or no repository any more.
