@@ -1,9 +1,11 @@
 //! One blob on its way into a pack and back: zstd, then the seal.
 
+use std::io::{Cursor, Seek, SeekFrom};
+
 use zstd::bulk::{Compressor, Decompressor};
 
 use crate::{
-    crypto::{Key, SEAL_BYTES},
+    crypto::{IV_BYTES, Key, SEAL_BYTES},
     error::EngineError,
     id::BlobId,
 };
@@ -59,36 +61,44 @@ impl Shape {
 #[expect(clippy::cast_possible_truncation, reason = "the constant is 32")]
 const SEAL_LENGTH: u32 = SEAL_BYTES as u32;
 
-/// Compresses and seals blobs, and opens each again before it counts: what a flipped
-/// bit in memory spoiled must not be stored under the hash of the good bytes.
+/// Compresses and seals blobs. Unless told otherwise it opens each again before it counts:
+/// what a flipped bit in memory spoiled must not be stored under the hash of the good
+/// bytes.
 pub(crate) struct Encoder {
     compressor: Compressor<'static>,
-    compressed: Vec<u8>,
-    reopener: Decoder,
+    reopener: Option<Decoder>,
 }
 
 impl Encoder {
+    /// One that opens every blob again.
     pub(crate) fn new(zstd_level: i32) -> Result<Self, EngineError> {
-        let compressor = Compressor::new(zstd_level)
-            .map_err(|error| EngineError::bug(format!("zstd level {zstd_level}: {error}")))?;
-        Ok(Self { compressor, compressed: Vec::new(), reopener: Decoder::new()? })
+        Ok(Self { reopener: Some(Decoder::new()?), ..Self::trusting(zstd_level)? })
     }
 
-    /// Appends the sealed blob to `out`. What compression does not shrink is stored as it is.
+    /// One that trusts memory and processor.
+    pub(crate) fn trusting(zstd_level: i32) -> Result<Self, EngineError> {
+        let compressor = Compressor::new(zstd_level)
+            .map_err(|error| EngineError::bug(format!("zstd level {zstd_level}: {error}")))?;
+        Ok(Self { compressor, reopener: None })
+    }
+
+    /// Appends the sealed blob to `out`. What compression does not shrink is stored as it
+    /// is. Compressed and encrypted in its place, so that nothing is copied.
     pub(crate) fn encode_into(
         &mut self,
         key: &Key,
         plain: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<Shape, EngineError> {
-        self.compressed.clear();
-        self.compressed.reserve(zstd::zstd_safe::compress_bound(plain.len()));
-        self.compressor
-            .compress_to_buffer(plain, &mut self.compressed)
-            .map_err(|error| EngineError::bug(format!("zstd cannot compress: {error}")))?;
         let start = out.len();
-        let is_smaller = self.compressed.len() < plain.len();
-        key.seal_into(if is_smaller { &self.compressed } else { plain }, out)?;
+        out.reserve(SEAL_BYTES + zstd::zstd_safe::compress_bound(plain.len()));
+        out.extend_from_slice(&[0; IV_BYTES]);
+        let is_smaller = self.compress(plain, out)? < plain.len();
+        if !is_smaller {
+            out.truncate(start + IV_BYTES);
+            out.extend_from_slice(plain);
+        }
+        key.seal_from(start, out)?;
         let too_long = |_| EngineError::bug("a blob of 4 GiB");
         let shape = Shape {
             length: u32::try_from(out.len() - start).map_err(too_long)?,
@@ -98,12 +108,21 @@ impl Encoder {
                 0
             },
         };
-        match self.reopener.decode(key, &out[start..], shape) {
+        let Some(reopener) = &mut self.reopener else { return Ok(shape) };
+        match reopener.decode(key, &out[start..], shape) {
             Ok(reopened) if reopened == plain => Ok(shape),
             Ok(_) | Err(_) => Err(EngineError::bug(
                 "a sealed blob does not open to what was sealed; memory or processor is faulty",
             )),
         }
+    }
+
+    /// Appends compressed bytes to `out`; says how many.
+    fn compress(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<usize, EngineError> {
+        let mut tail = Cursor::new(out);
+        tail.seek(SeekFrom::End(0))
+            .and_then(|_| self.compressor.compress_to_buffer(plain, &mut tail))
+            .map_err(|error| EngineError::bug(format!("zstd cannot compress: {error}")))
     }
 }
 

@@ -102,6 +102,9 @@ pub enum EngineError {
     /// The system gave no randomness.
     #[error("the system gave no random bytes")]
     NoRandomness,
+    /// The local copy of the index cannot be read; the next refresh makes a new one.
+    #[error("the index cache cannot be read: {0}")]
+    IndexCache(String),
     /// An invariant of the engine, or of the machine it runs on, is gone.
     #[error("bug: {0}")]
     Bug(String),
@@ -145,7 +148,8 @@ impl EngineError {
             | Self::LockLost
             | Self::SessionFailed
             | Self::SourceLied { .. }
-            | Self::NoRandomness => true,
+            | Self::NoRandomness
+            | Self::IndexCache(_) => true,
             Self::NotARepository
             | Self::AlreadyExists
             | Self::WrongPassword

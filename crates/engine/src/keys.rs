@@ -18,6 +18,8 @@ const KEY_OBJECT_BYTES_MAX: u64 = 64 << 10;
 const KEYS_MAX: usize = 20;
 const SALT_BYTES: usize = 64;
 const KDF_NAME: &str = "scrypt";
+/// Who a key object of ours says made it. restic writes the user and the host.
+const USERNAME: &str = "kedge";
 
 #[derive(Serialize, Deserialize)]
 struct KeyFile {
@@ -55,7 +57,7 @@ pub(crate) fn put(
     password: &Password,
     kdf: KdfCost,
     created_at: Timestamp,
-) -> Result<(), EngineError> {
+) -> Result<KeyId, EngineError> {
     let mut salt = [0; SALT_BYTES];
     fill_random(&mut salt)?;
     let (encrypt, k, r) = master.parts();
@@ -66,7 +68,7 @@ pub(crate) fn put(
     let sealed = kdf.derive(password, &salt)?.seal(&plain)?;
     let object = document::to_json(&KeyFile {
         created: created_at.to_string(),
-        username: "kedge".into(),
+        username: USERNAME.into(),
         hostname: String::new(),
         kdf: KDF_NAME.into(),
         n: kdf.n(),
@@ -75,8 +77,58 @@ pub(crate) fn put(
         salt: base64::encode(&salt).to_string(),
         data: base64::encode(&sealed).to_string(),
     })?;
-    let name = ObjectName::Key(KeyId(sha256(&object)));
-    backend.put(&name, &object).map_err(|error| EngineError::writing(&name, error))
+    let id = KeyId(sha256(&object));
+    let name = ObjectName::Key(id);
+    backend.put(&name, &object).map_err(|error| EngineError::writing(&name, error))?;
+    Ok(id)
+}
+
+/// Stores `master` wrapped by one more password, and opens it as the next reader will:
+/// only so many key objects are tried, and one beyond them would open nothing.
+pub(crate) fn add(
+    backend: &dyn Backend,
+    master: &Key,
+    password: &Password,
+    kdf: KdfCost,
+    created_at: Timestamp,
+) -> Result<KeyId, EngineError> {
+    let id = put(backend, master, password, kdf, created_at)?;
+    match open(backend, &list(backend)?, password) {
+        Ok(_) => Ok(id),
+        Err(error) => {
+            let name = ObjectName::Key(id);
+            backend.delete(&name).map_err(|error| EngineError::writing(&name, error))?;
+            Err(error)
+        }
+    }
+}
+
+/// Removes the key objects that this engine made, but for one; says how many there were.
+/// Those that others added stay, and so do those that cannot be read: they open nothing.
+pub(crate) fn remove_own_but(backend: &dyn Backend, keep: KeyId) -> Result<usize, EngineError> {
+    let mut removed = 0;
+    for listed in backend.list(ObjectKind::Key).map_err(EngineError::List)? {
+        let name = listed.name;
+        if name != ObjectName::Key(keep) && is_own(backend, &name)? {
+            backend.delete(&name).map_err(|error| EngineError::writing(&name, error))?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+fn is_own(backend: &dyn Backend, name: &ObjectName) -> Result<bool, EngineError> {
+    let object = match backend.get(name, KEY_OBJECT_BYTES_MAX) {
+        Ok(object) => object,
+        Err(error) => {
+            return match EngineError::reading(name, error) {
+                EngineError::Damaged { .. } => Ok(false),
+                error => Err(error),
+            };
+        }
+    };
+    let file: Result<KeyFile, _> = document::from_json(&object);
+    Ok(file.is_ok_and(|file| file.username == USERNAME && file.hostname.is_empty()))
 }
 
 /// The names of the key objects, sorted so that every opening tries them alike.

@@ -14,8 +14,12 @@ mod id;
 mod index;
 mod keys;
 pub mod layer;
+mod list;
 mod lock;
+mod marks;
 mod pack;
+mod parallel;
+mod pipeline;
 mod plan;
 mod polynomial;
 mod read;
@@ -25,14 +29,16 @@ mod session;
 mod snapshot;
 mod source;
 mod store;
+mod stream;
 mod time;
 mod tree;
 mod vault;
+mod verify;
 
 pub use backend::{
-    Addressing, Backend, BackendError, ConditionalPut, CredentialsFile, Listed, LocalBackend,
-    MemoryBackend, NoCredential, ObjectKind, ObjectName, S3Backend, S3Bucket, S3Capabilities,
-    S3Credential, S3Credentials, S3Options, S3Timeouts,
+    Addressing, Backend, BackendError, ConditionalPut, CredentialsFile, DirEntry, Disk, DiskFile,
+    EntryKind, Listed, LocalBackend, MemoryBackend, NoCredential, ObjectKind, ObjectName,
+    S3Backend, S3Bucket, S3Capabilities, S3Credential, S3Credentials, S3Options, S3Timeouts,
 };
 pub use check::{CheckReport, Problem, ReadData};
 pub use chunk::ChunkSize;
@@ -42,11 +48,15 @@ pub use error::EngineError;
 pub use id::{
     BlobId, IndexId, InvalidId, KeyId, LockId, MarkId, PackId, RepositoryId, SnapshotId, TreeId,
 };
+pub use index::IndexReport;
+pub use list::{BlobIds, BlobList};
+pub use marks::PackDamage;
 pub use read::{SnapshotView, VolumeView};
 pub use repository::{Closed, CreateOptions, Indexed, Open, Repository};
-pub use restore::{ReadOptions, ReadReport};
+pub use restore::{ReadOptions, ReadReport, RestoreCursor, Resume};
 pub use session::Session;
 pub use snapshot::{Snapshot, SnapshotMeta};
 pub use source::{Extent, ExtentKind, Sink, SinkError, Source, SourceError};
 pub use store::{StoreOptions, StoredVolume};
 pub use time::{InvalidTime, Timestamp};
+pub use verify::{VerifyOptions, VerifyOutcome};

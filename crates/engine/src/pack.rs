@@ -3,15 +3,17 @@
 //!
 //! Invariant: data and tree blobs never share a pack; restic's prune relies on it.
 
+use sha2::{Digest, Sha256};
+
 use crate::{
     blob::{BlobKind, Encoder, Shape},
     crypto::{Key, SEAL_BYTES},
     error::EngineError,
-    id::{BlobId, PackId, sha256},
+    id::{BlobId, PackId},
 };
 
-/// A pack is closed when it holds this much. Readers hold ranges of a pack in memory
-/// and a lost pack is lost work; stores dislike small objects.
+/// Blobs in a pack take no more than this, save for a single larger one. Readers hold
+/// ranges of a pack in memory and a lost pack is lost work; stores dislike small objects.
 pub(crate) const PACK_BYTES: usize = 16 << 20;
 
 /// A blob's place in a pack.
@@ -34,12 +36,20 @@ pub(crate) struct PackEntry {
 pub(crate) struct PackBuilder {
     kind: BlobKind,
     bytes: Vec<u8>,
+    /// Hashed while they are in the cache.
+    hash: Sha256,
     blobs: Vec<PackedBlob>,
 }
 
 impl PackBuilder {
     pub(crate) fn new(kind: BlobKind) -> Self {
-        Self { kind, bytes: Vec::new(), blobs: Vec::new() }
+        Self::in_buffer(kind, Vec::new())
+    }
+
+    /// Fills a buffer that was used before, and whose memory need not be made again.
+    pub(crate) fn in_buffer(kind: BlobKind, mut bytes: Vec<u8>) -> Self {
+        bytes.clear();
+        Self { kind, bytes, hash: Sha256::new(), blobs: Vec::new() }
     }
 
     pub(crate) fn kind(&self) -> BlobKind {
@@ -50,8 +60,10 @@ impl PackBuilder {
         self.blobs.is_empty()
     }
 
-    pub(crate) fn is_full(&self) -> bool {
-        self.bytes.len() >= PACK_BYTES
+    /// Whether a blob of so many plain bytes fits in, were it not to shrink at all.
+    pub(crate) fn has_room(&self, plain_bytes: usize) -> bool {
+        let sealed_bytes = plain_bytes.saturating_add(SEAL_BYTES);
+        self.is_empty() || self.bytes.len().saturating_add(sealed_bytes) <= PACK_BYTES
     }
 
     pub(crate) fn push(
@@ -61,10 +73,26 @@ impl PackBuilder {
         id: BlobId,
         plain: &[u8],
     ) -> Result<Shape, EngineError> {
-        let offset = offset(self.bytes.len())?;
+        let start = self.bytes.len();
+        let offset = offset(start)?;
         let shape = encoder.encode_into(key, plain, &mut self.bytes)?;
+        self.hash.update(&self.bytes[start..]);
         self.blobs.push(PackedBlob { id, kind: self.kind, offset, shape });
         Ok(shape)
+    }
+
+    /// Adds a blob that `seal` appends to the bytes it is given.
+    pub(crate) fn push_sealed(
+        &mut self,
+        id: BlobId,
+        seal: impl FnOnce(&mut Vec<u8>) -> Result<Shape, EngineError>,
+    ) -> Result<(), EngineError> {
+        let start = self.bytes.len();
+        let offset = offset(start)?;
+        let shape = seal(&mut self.bytes)?;
+        self.hash.update(&self.bytes[start..]);
+        self.blobs.push(PackedBlob { id, kind: self.kind, offset, shape });
+        Ok(())
     }
 
     /// Whether both fit into one pack.
@@ -77,6 +105,7 @@ impl PackBuilder {
         let start = offset(self.bytes.len())?;
         self.bytes.extend_from_slice(&other.bytes);
         offset(self.bytes.len())?;
+        self.hash.update(&other.bytes);
         let moved = other.blobs.into_iter();
         self.blobs.extend(moved.map(|blob| PackedBlob { offset: start + blob.offset, ..blob }));
         Ok(())
@@ -88,7 +117,8 @@ impl PackBuilder {
         key.seal_into(&header(&self.blobs), &mut self.bytes)?;
         let length = offset(self.bytes.len() - start)?;
         self.bytes.extend_from_slice(&length.to_le_bytes());
-        let id = PackId(sha256(&self.bytes));
+        self.hash.update(&self.bytes[start..]);
+        let id = PackId(self.hash.finalize().into());
         Ok((self.bytes, PackEntry { id, blobs: self.blobs }))
     }
 }
@@ -181,6 +211,7 @@ mod tests {
         builder.take(other).unwrap();
         let (bytes, entry) = builder.finish(&key).unwrap();
         assert_eq!(pack_bytes(&entry.blobs), bytes.len() as u64);
+        assert_eq!(entry.id.0, crate::id::sha256(&bytes));
         let (rest, length) = bytes.split_last_chunk::<4>().unwrap();
         let start = rest.len() - u32::from_le_bytes(*length) as usize;
         let header = key.open(&rest[start..]).unwrap();

@@ -276,7 +276,7 @@ mod tests {
                 (4 * CHUNK, ExtentKind::Zero),
             ],
         );
-        let base = BaseIds::new(cut(4), Some((cut(4), &parent)));
+        let base = BaseIds::new(cut(4), Some((cut(4), parent.as_slice().into())));
         let mut planner = Planner::new(&source, &index, cut(4), base.clone(), "s");
         let tasks = tasks(&mut planner);
         assert_eq!(tasks, [(1, Purpose::Store), (2, Purpose::Store), (0, Purpose::Sample)]);
@@ -292,7 +292,7 @@ mod tests {
         let parent: Vec<_> = (0..3).map(id).collect();
         let index = index_of(&parent[..1]);
         let source = Script(4 * CHUNK, vec![(4 * CHUNK, ExtentKind::Unchanged)]);
-        let base = BaseIds::new(cut(4), Some((cut(3), &parent)));
+        let base = BaseIds::new(cut(4), Some((cut(3), parent.as_slice().into())));
         let mut planner = Planner::new(&source, &index, cut(4), base, "s");
         let read = [(1, Purpose::Store), (2, Purpose::Store), (3, Purpose::Store)];
         assert_eq!(tasks(&mut planner)[..3], read);
@@ -304,7 +304,7 @@ mod tests {
             let parent: Vec<_> = (0..chunks).map(id).collect();
             let index = index_of(&parent);
             let source = Script(chunks * CHUNK, vec![(chunks * CHUNK, ExtentKind::Unchanged)]);
-            let base = BaseIds::new(cut(chunks), Some((cut(chunks), &parent)));
+            let base = BaseIds::new(cut(chunks), Some((cut(chunks), parent.as_slice().into())));
             let sample = |seed| {
                 let mut planner = Planner::new(&source, &index, cut(chunks), base.clone(), seed);
                 tasks(&mut planner)

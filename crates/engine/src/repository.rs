@@ -1,7 +1,7 @@
 //! A repository and how far it has been opened: [`Closed`], [`Open`] when the password
-//! was right, [`Indexed`] when the index is in memory.
+//! was right, [`Indexed`] when the index is loaded.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -10,9 +10,11 @@ use crate::{
     crypto::{KdfCost, Key, Password, fill_random},
     document,
     error::EngineError,
-    id::{RepositoryId, SnapshotId},
-    index::Index,
-    keys, polynomial,
+    id::{IndexId, KeyId, RepositoryId, SnapshotId},
+    index::{Index, IndexReport},
+    keys,
+    marks::MarkCache,
+    polynomial,
     snapshot::{self, Snapshot, SnapshotCache},
     time::Timestamp,
     vault::Vault,
@@ -27,11 +29,12 @@ pub struct Closed(());
 #[derive(Debug)]
 pub struct Open(());
 
-/// The index is in memory: blobs can be found, written and read.
+/// The index is loaded: blobs can be found, written and read.
 #[derive(Debug)]
 pub struct Indexed {
     pub(crate) index: Index,
     pub(crate) snapshots: SnapshotCache,
+    pub(crate) marks: MarkCache,
 }
 
 /// A repository in state `S`.
@@ -131,6 +134,11 @@ impl Repository<Closed> {
             Err(error) => Err(EngineError::reading(&ObjectName::Access, error)),
         }
     }
+
+    /// Replaces `kedge/access.json` of a repository without opening it.
+    pub fn replace_access(backend: &dyn Backend, bytes: &[u8]) -> Result<(), EngineError> {
+        put_access(backend, bytes)
+    }
 }
 
 /// Without a config, keys are remnants of an attempt to make a repository; but where
@@ -184,22 +192,67 @@ impl<S> Repository<S> {
     pub fn put_access(&self, bytes: &[u8]) -> Result<(), EngineError> {
         put_access(&*self.vault.backend, bytes)
     }
+
+    /// Lets one more password open the repository. To change a password, add the new one,
+    /// note it where the old one is noted, then [`Self::remove_passwords_but`] the new one:
+    /// whatever is interrupted, what is noted opens the repository.
+    pub fn add_password(
+        &self,
+        password: &Password,
+        kdf: KdfCost,
+        created_at: Timestamp,
+    ) -> Result<KeyId, EngineError> {
+        keys::add(&*self.vault.backend, &self.vault.key, password, kdf, created_at)
+    }
+
+    /// Removes all passwords this engine added but the one of `keep`; says how many there
+    /// were. Passwords that another program added stay.
+    pub fn remove_passwords_but(&self, keep: KeyId) -> Result<usize, EngineError> {
+        keys::remove_own_but(&*self.vault.backend, keep)
+    }
 }
 
 impl Repository<Open> {
-    /// Reads all index objects.
+    /// Reads all index objects into memory, 48 bytes per blob.
     pub fn load_index(self) -> Result<Repository<Indexed>, EngineError> {
-        let index = Index::default();
-        index.refresh(&self.vault)?;
-        let state = Indexed { index, snapshots: SnapshotCache::default() };
-        Ok(Repository { id: self.id, vault: self.vault, state })
+        self.load_index_into(Index::default())
+    }
+
+    /// Reads the index objects that an earlier process did not leave in the cache, and
+    /// keeps the index in files below `dir`, in a directory of the repository's id. A
+    /// cache that is wrong is replaced; one held by another process, or a `dir` that
+    /// cannot be used, is done without ([`Repository::index_report`] tells). Many repositories
+    /// may share `dir`. Blob ids lie there in the clear, in files of mode 0600.
+    pub fn load_index_cached(self, dir: &Path) -> Result<Repository<Indexed>, EngineError> {
+        let index = Index::in_dir(dir, self.id, &self.vault.key);
+        self.load_index_into(index)
+    }
+
+    fn load_index_into(self, index: Index) -> Result<Repository<Indexed>, EngineError> {
+        let (snapshots, marks) = (SnapshotCache::default(), MarkCache::default());
+        let state = Indexed { index, snapshots, marks };
+        let repository = Repository { id: self.id, vault: self.vault, state };
+        repository.refresh()?;
+        Ok(repository)
     }
 }
 
 impl Repository<Indexed> {
-    /// Reads index objects written meanwhile and forgets vanished ones.
+    /// Reads index objects and marks written meanwhile and forgets vanished ones.
     pub fn refresh(&self) -> Result<(), EngineError> {
+        self.read_marks()?;
         self.state.index.refresh(&self.vault)
+    }
+
+    /// How large the index is and what it takes.
+    pub fn index_report(&self) -> IndexReport {
+        self.state.index.report()
+    }
+
+    /// Index objects that could not be used at the last refresh, each with what is wrong.
+    /// The blobs they list count as absent.
+    pub fn damaged_index_objects(&self) -> Vec<(IndexId, String)> {
+        self.state.index.damaged_objects()
     }
 
     /// All snapshots, oldest first. One that cannot be read fails the call.

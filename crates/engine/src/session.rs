@@ -16,25 +16,28 @@ use std::{
     },
 };
 
+use serde::Serialize;
+
 use crate::{
     backend::ObjectName,
     blob::{BlobKind, Encoder, Shape},
     control::{CancelFlag, Gate},
     error::EngineError,
-    id::{BlobId, LockId, SnapshotId, TreeId},
+    id::{BlobId, SnapshotId, TreeId},
     index::{self, INDEX_BLOBS_MAX},
-    lock,
+    lock::{self, Held, Mode},
     pack::{PackBuilder, PackEntry},
     repository::{Indexed, Repository},
     snapshot::{SnapshotFile, SnapshotMeta},
+    stream,
     time::Timestamp,
     tree::{self, Content, NewNode},
 };
 
 /// Files beside the volumes are cut into blobs of this length.
 const FILE_CHUNK_BYTES: usize = 512 << 10;
-/// Trees repeat the same words, and their hashes do not compress at any level.
-const TREE_ZSTD_LEVEL: i32 = 3;
+/// Files beside the volumes are small.
+const FILE_ZSTD_LEVEL: i32 = 3;
 
 /// The right to write into a repository, made visible to others by a restic lock
 /// object. Usable from several threads. When it is dropped or closed the lock object
@@ -44,9 +47,7 @@ pub struct Session {
     name: String,
     gate: Arc<dyn Gate>,
     cancel: CancelFlag,
-    /// Lock objects of ours, newest last; more than one while a renewal is under way.
-    locks: Mutex<Vec<LockId>>,
-    lock_lost: AtomicBool,
+    lock: Held,
     failed: AtomicBool,
     claims: Mutex<Claims>,
     /// Packs of data nobody is filling at the moment.
@@ -88,7 +89,8 @@ impl std::fmt::Debug for Session {
 impl Repository<Indexed> {
     /// Begins to write. `session_name` stands in the lock object, so that a session
     /// whose process died can be told from others. Others' exclusive locks are honoured
-    /// by restic's rules. The index is refreshed.
+    /// by restic's rules: one that is exclusive keeps a session from beginning until it is
+    /// gone. A prune of ours does not. The index is refreshed.
     pub fn begin_session(
         self: &Arc<Self>,
         session_name: &str,
@@ -97,7 +99,7 @@ impl Repository<Indexed> {
         cancel: CancelFlag,
     ) -> Result<Session, EngineError> {
         cancel.check()?;
-        lock::require_not_exclusive(&self.vault, now)?;
+        lock::require_not_exclusive(&self.vault)?;
         gate.may_write()?;
         let cleaned = self.vault.backend.remove_leftovers();
         cleaned.map_err(|error| EngineError::writing(&ObjectName::Config, error))?;
@@ -106,8 +108,7 @@ impl Repository<Indexed> {
             name: session_name.into(),
             gate,
             cancel,
-            locks: Mutex::new(vec![lock::put_shared(&self.vault, session_name, now)?]),
-            lock_lost: AtomicBool::new(false),
+            lock: Held::put(&self.vault, session_name, Mode::Shared, now)?,
             failed: AtomicBool::new(false),
             claims: Mutex::default(),
             data_packs: Mutex::default(),
@@ -119,8 +120,10 @@ impl Repository<Indexed> {
         };
         // Someone may have locked between the look and our lock; then one of the two
         // sees the other, and dropping the session gives way.
-        lock::require_not_exclusive(&self.vault, now)?;
+        lock::require_not_exclusive(&self.vault)?;
+        // After the lock: a prune that does not see it yet has written its mark before.
         self.refresh()?;
+        self.require_sound_marks()?;
         Ok(session)
     }
 
@@ -152,16 +155,7 @@ impl Session {
     /// here and from every later write.
     pub fn refresh_lock(&self, now: Timestamp) -> Result<(), EngineError> {
         self.permit()?;
-        self.require_lock()?;
-        let vault = &self.repository.vault;
-        let fresh = lock::put_shared(vault, &self.name, now)?;
-        let mut locks = guard(&self.locks);
-        locks.push(fresh);
-        while let [old, _, ..] = locks.as_slice() {
-            vault.delete(&ObjectName::Lock(*old))?;
-            locks.remove(0);
-        }
-        Ok(())
+        self.lock.renew(&self.repository.vault, now)
     }
 
     /// Removes the lock object and ends the session. Packs that no finished tree made
@@ -171,32 +165,17 @@ impl Session {
     }
 
     fn remove_locks(&self) -> Result<(), EngineError> {
-        let mut locks = guard(&self.locks);
-        while let Some(id) = locks.last() {
-            self.repository.vault.delete(&ObjectName::Lock(*id))?;
-            locks.pop();
-        }
-        Ok(())
+        self.lock.remove(&self.repository.vault)
     }
 
     fn require_lock(&self) -> Result<(), EngineError> {
-        // Held while looking, or a renewal might take the lock object away meanwhile.
-        let locks = guard(&self.locks);
-        let is_there = match locks.last() {
-            Some(id) => self.repository.vault.exists(&ObjectName::Lock(*id))?,
-            None => false,
-        };
-        if is_there {
-            return Ok(());
-        }
-        self.lock_lost.store(true, Ordering::Relaxed);
-        Err(EngineError::LockLost)
+        self.lock.require(&self.repository.vault)
     }
 
     /// Asked before every write and between chunks.
     pub(crate) fn permit(&self) -> Result<(), EngineError> {
         self.cancel.check()?;
-        if self.lock_lost.load(Ordering::Relaxed) {
+        if self.lock.is_lost() {
             return Err(EngineError::LockLost);
         }
         if self.failed.load(Ordering::Relaxed) {
@@ -226,9 +205,9 @@ impl Session {
         step().inspect_err(|_| self.failed.store(true, Ordering::Relaxed))
     }
 
-    /// A pack to fill with data; give it back by [`Self::return_pack`].
-    pub(crate) fn lend_pack(&self) -> PackBuilder {
-        guard(&self.data_packs).pop().unwrap_or_else(|| PackBuilder::new(BlobKind::Data))
+    /// A pack of data someone has begun to fill; give it back by [`Self::return_pack`].
+    pub(crate) fn lend_pack(&self) -> Option<PackBuilder> {
+        guard(&self.data_packs).pop()
     }
 
     pub(crate) fn return_pack(&self, pack: PackBuilder) {
@@ -237,37 +216,47 @@ impl Session {
         }
     }
 
-    /// Puts a claimed blob into `pack`, and the pack into the store when it is full.
+    /// Puts a claimed blob into `pack`. When there is no room for it, `change` first takes
+    /// the pack away to be stored and leaves an empty one.
     pub(crate) fn add(
         &self,
         pack: &mut PackBuilder,
         encoder: &mut Encoder,
         id: BlobId,
         plain: &[u8],
+        change: impl FnOnce(&mut PackBuilder) -> Result<(), EngineError>,
     ) -> Result<Shape, EngineError> {
         self.or_fail(|| {
-            let shape = pack.push(encoder, &self.repository.vault.key, id, plain)?;
-            if pack.is_full() {
-                let full = mem::replace(pack, PackBuilder::new(pack.kind()));
-                self.store_pack(full)?;
+            if !pack.has_room(plain.len()) {
+                change(pack)?;
             }
-            Ok(shape)
+            pack.push(encoder, &self.repository.vault.key, id, plain)
         })
     }
 
-    fn store_pack(&self, pack: PackBuilder) -> Result<(), EngineError> {
-        let vault = &self.repository.vault;
-        let (bytes, entry) = pack.finish(&vault.key)?;
-        self.permit()?;
-        vault.put(&ObjectName::Pack(entry.id), &bytes)?;
-        self.stored_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        let full = {
-            let mut pending = guard(&self.pending);
-            pending.push(entry);
-            let blobs: usize = pending.iter().map(|pack| pack.blobs.len()).sum();
-            (blobs >= INDEX_BLOBS_MAX).then(|| mem::take(&mut *pending))
-        };
-        full.map_or(Ok(()), |packs| self.store_index(&packs))
+    /// Stores a full pack at once and leaves an empty one.
+    fn change_pack(&self, pack: &mut PackBuilder) -> Result<(), EngineError> {
+        let full = mem::replace(pack, PackBuilder::new(pack.kind()));
+        self.store_pack(full).map(drop)
+    }
+
+    /// Puts a pack into the store. Gives its buffer back, to be filled again.
+    pub(crate) fn store_pack(&self, pack: PackBuilder) -> Result<Vec<u8>, EngineError> {
+        self.or_fail(|| {
+            let vault = &self.repository.vault;
+            let (bytes, entry) = pack.finish(&vault.key)?;
+            self.permit()?;
+            vault.put(&ObjectName::Pack(entry.id), &bytes)?;
+            self.stored_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            let full = {
+                let mut pending = guard(&self.pending);
+                pending.push(entry);
+                let blobs: usize = pending.iter().map(|pack| pack.blobs.len()).sum();
+                (blobs >= INDEX_BLOBS_MAX).then(|| mem::take(&mut *pending))
+            };
+            full.map_or(Ok(()), |packs| self.store_index(&packs))?;
+            Ok(bytes)
+        })
     }
 
     fn store_index(&self, packs: &[PackEntry]) -> Result<(), EngineError> {
@@ -289,22 +278,33 @@ impl Session {
     ) -> Result<BlobId, EngineError> {
         let id = BlobId::of(plain);
         if self.claim(BlobKind::Data, id)? {
-            let mut pack = self.lend_pack();
-            let added = self.add(&mut pack, encoder, id, plain);
+            let lent = self.lend_pack();
+            let mut pack = lent.unwrap_or_else(|| PackBuilder::new(BlobKind::Data));
+            let added = self.add(&mut pack, encoder, id, plain, |full| self.change_pack(full));
             self.return_pack(pack);
             added?;
         }
         Ok(id)
     }
 
-    /// Stores a tree unless it is there already.
-    pub(crate) fn store_tree(&self, json: &[u8]) -> Result<TreeId, EngineError> {
-        let id = BlobId::of(json);
-        if self.claim(BlobKind::Tree, id)? {
-            let mut encoder = self.or_fail(|| Encoder::new(TREE_ZSTD_LEVEL))?;
-            self.add(&mut guard(&self.tree_pack), &mut encoder, id, json)?;
+    /// Stores a tree unless it is there already. It is written twice, once for its
+    /// hash and once into its pack, so that it is never held whole.
+    pub(crate) fn store_tree<C: Serialize>(
+        &self,
+        nodes: &[NewNode<'_, C>],
+    ) -> Result<TreeId, EngineError> {
+        let (id, bytes) = stream::hash_tree(nodes)?;
+        if self.claim(BlobKind::Tree, id.blob())? {
+            self.or_fail(|| {
+                let mut pack = guard(&self.tree_pack);
+                let key = &self.repository.vault.key;
+                if !pack.has_room(usize::try_from(bytes).unwrap_or(usize::MAX)) {
+                    self.change_pack(&mut pack)?;
+                }
+                pack.push_sealed(id.blob(), |out| stream::seal_tree(key, nodes, id, bytes, out))
+            })?;
         }
-        Ok(TreeId(id.0))
+        Ok(id)
     }
 
     /// Writes the root tree: a directory per volume and the files beside them. When it
@@ -320,7 +320,7 @@ impl Session {
         require_distinct_names(volumes, files)?;
         let _nobody_stores = self.storing.write().unwrap_or_else(PoisonError::into_inner);
         self.require_trees(volumes)?;
-        let mut encoder = Encoder::new(TREE_ZSTD_LEVEL)?;
+        let mut encoder = Encoder::new(FILE_ZSTD_LEVEL)?;
         let mut nodes = Vec::new();
         for (name, subtree) in volumes {
             nodes.push(NewNode::dir(name, *subtree, modified_at));
@@ -333,7 +333,7 @@ impl Session {
             nodes.push(NewNode::file(name, bytes.len() as u64, content, modified_at));
         }
         nodes.sort_by_key(NewNode::name);
-        let root = self.store_tree(&tree::to_json(&nodes)?)?;
+        let root = self.store_tree(&nodes)?;
         self.flush()?;
         guard(&self.finished).insert(root);
         Ok(root)
@@ -378,17 +378,22 @@ impl Session {
     /// Writes a snapshot of a finished tree. When there is one with the same identity
     /// tag and tree, it is returned instead (the lowest id, should there be several), so
     /// that a repeated call after a crash leaves one. A tree finished by another session
-    /// is walked first: a prune in between may have taken its blobs.
+    /// is walked first: a prune in between may have taken its blobs, or be about to.
+    ///
+    /// The session's lock is looked for once more after the snapshot is written. A prune
+    /// that goes on without this session takes the lock away before it looks at the
+    /// snapshots, so either it has seen this one or the snapshot is withdrawn.
     pub fn write_snapshot(&self, meta: &SnapshotMeta) -> Result<SnapshotId, EngineError> {
         self.permit()?;
-        if let Some(id) = self.find_same(meta)? {
-            return Ok(id);
-        }
+        let same = self.find_same(meta)?;
         if !guard(&self.finished).contains(&meta.tree) {
             self.repository.refresh()?;
             self.repository.require_complete(meta.tree, &self.cancel)?;
         }
         self.require_lock()?;
+        if let Some(id) = same {
+            return Ok(id);
+        }
         self.permit()?;
         let mut id = SnapshotId([0; 32]);
         self.repository.vault.put_document(
@@ -398,6 +403,12 @@ impl Session {
             },
             &SnapshotFile::from(meta),
         )?;
+        if let Err(error) = self.require_lock() {
+            if matches!(error, EngineError::LockLost) {
+                self.repository.delete_snapshot(id)?;
+            }
+            return Err(error);
+        }
         Ok(id)
     }
 

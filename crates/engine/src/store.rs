@@ -1,17 +1,6 @@
-//! Storing a volume.
-//!
-//! Worker threads take chunks from a shared planner, and each does everything with its
-//! chunk: read, test for zeroes, hash, look up, compress, seal, verify, pack, put. So
-//! there are no queues to bound: memory is a chunk and a pack per thread.
+//! Storing a volume: what is done with each of its chunks, and the list made of them.
 
-use std::{
-    num::NonZeroUsize,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
-};
+use std::{num::NonZeroUsize, sync::PoisonError};
 
 use crate::{
     blob::{BlobKind, Encoder},
@@ -19,26 +8,34 @@ use crate::{
     control::Progress,
     error::EngineError,
     id::{BlobId, TreeId},
-    pack::PackBuilder,
+    pipeline::{Packing, Pipeline, Work},
     plan::{Planner, Purpose, Skipped, Task},
     read::VolumeView,
     session::Session,
     source::Source,
     time::Timestamp,
-    tree::{self, Content, NewNode, VOLUME_FILE},
+    tree::{Content, NewNode, VOLUME_FILE},
 };
 
 /// How a volume is stored.
+///
+/// Memory while it is: a pack of 16 MiB per thread and two more on their way into the
+/// store; a chunk per thread and 8 MiB of chunks read ahead; of zstd some 4 MiB and twice
+/// a chunk per thread. With two threads that is 80 MiB for chunks of 512 KiB and 100 MiB
+/// for chunks of 4 MiB.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreOptions {
     /// Chunk size; `None` keeps the parent's, or goes by the volume's size.
     pub chunk_size: Option<ChunkSize>,
     /// zstd level, 1 to 22; 0 stands for zstd's default, negative ones are faster.
     pub zstd_level: i32,
-    /// Worker threads. Each holds a pack of some 17 MiB and two chunks.
+    /// Threads that compute. Those that read and store beside them mostly wait.
     pub threads: NonZeroUsize,
     /// Modification time of the volume's node, if its content changed.
     pub modified_at: Timestamp,
+    /// Whether every blob is opened again and compared before it counts as stored, so that
+    /// a fault of memory or processor is found while the source is still there.
+    pub verify_before_store: bool,
 }
 
 /// A volume that was stored.
@@ -112,10 +109,9 @@ impl Session {
     /// Whether the index knows the volume's tree and the zero blobs of its list. We
     /// restore zeroes without them, stock restic does not.
     fn has_list(&self, volume: &VolumeView) -> Result<bool, EngineError> {
-        let zeroes = Zeroes::of_volume(volume.size_bytes());
         let index = &self.repository.state.index;
-        for id in volume.blobs() {
-            if zeroes.len_of(*id).is_some() && !index.contains(BlobKind::Data, *id)? {
+        for id in volume.zero_blobs() {
+            if !index.contains(BlobKind::Data, id)? {
                 return Ok(false);
             }
         }
@@ -131,18 +127,22 @@ impl Session {
         progress: &dyn Progress,
     ) -> Result<(Tally, Skipped), EngineError> {
         let index = &self.repository.state.index;
-        let pipeline = Pipeline {
-            session: self,
-            source,
-            progress,
-            zstd_level: options.zstd_level,
-            chunk_bytes: cut.chunk_size.bytes() as usize,
-            planner: Mutex::new(Planner::new(source, index, cut, base, self.name())),
-            is_over: AtomicBool::new(false),
-        };
-        let tally = pipeline.run(options.threads)?;
-        let planner = pipeline.planner.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok((tally, planner.into_skipped()))
+        let planner = Planner::new(source, index, cut, base, self.name());
+        let chunk_bytes = cut.chunk_size.bytes() as usize;
+        let pipeline = Pipeline::new(self, source, planner, chunk_bytes, options.threads, progress);
+        let (tallies, planner) = pipeline.run(|| {
+            let level = options.zstd_level;
+            let encoder = match options.verify_before_store {
+                true => Encoder::new(level)?,
+                false => Encoder::trusting(level)?,
+            };
+            Ok((Worker { session: self, progress, tally: Tally::default() }, encoder))
+        })?;
+        let mut sum = Tally::default();
+        for tally in tallies {
+            sum.add(tally);
+        }
+        Ok((sum, planner.into_skipped()))
     }
 
     /// Writes the volume's tree, and the blobs its zeroes are expressed by.
@@ -172,7 +172,7 @@ impl Session {
         }
         let content = Content(content);
         let node = NewNode::file(VOLUME_FILE, cut.size_bytes, content, options.modified_at);
-        self.store_tree(&tree::to_json(&[node])?)
+        self.store_tree(&[node])
     }
 }
 
@@ -208,126 +208,65 @@ impl Tally {
     }
 }
 
-struct Pipeline<'a> {
+struct Worker<'a> {
     session: &'a Session,
-    source: &'a dyn Source,
     progress: &'a dyn Progress,
-    zstd_level: i32,
-    chunk_bytes: usize,
-    planner: Mutex<Planner<'a>>,
-    /// One worker failed; the others need not go on.
-    is_over: AtomicBool,
-}
-
-impl Pipeline<'_> {
-    fn run(&self, threads: NonZeroUsize) -> Result<Tally, EngineError> {
-        let outcomes: Vec<_> = thread::scope(|scope| {
-            let workers: Vec<_> = (0..threads.get()).map(|_| scope.spawn(|| self.work())).collect();
-            workers.into_iter().map(|worker| worker.join()).collect()
-        });
-        let mut tally = Tally::default();
-        for outcome in outcomes {
-            match outcome {
-                Ok(worked) => tally.add(worked?),
-                // Its pack is gone, and with it blobs others may refer to.
-                Err(_) => {
-                    return self.session.or_fail(|| Err(EngineError::bug("a worker panicked")));
-                }
-            }
-        }
-        Ok(tally)
-    }
-
-    fn work(&self) -> Result<Tally, EngineError> {
-        let mut worker = Worker {
-            pipeline: self,
-            encoder: Encoder::new(self.zstd_level)?,
-            pack: self.session.lend_pack(),
-            buffer: vec![0; self.chunk_bytes],
-            tally: Tally::default(),
-        };
-        let outcome = worker.run();
-        if outcome.is_err() {
-            self.is_over.store(true, Ordering::Relaxed);
-        }
-        // Whatever happened, the blobs in it are whole, and others may refer to them.
-        self.session.return_pack(worker.pack);
-        outcome.map(|()| worker.tally)
-    }
-
-    fn next(&self) -> Result<Option<Task>, EngineError> {
-        if self.is_over.load(Ordering::Relaxed) {
-            return Ok(None);
-        }
-        self.session.permit()?;
-        let (task, passed_bytes) =
-            self.planner.lock().unwrap_or_else(PoisonError::into_inner).next()?;
-        if passed_bytes > 0 {
-            self.progress.advance(passed_bytes);
-        }
-        Ok(task)
-    }
-}
-
-struct Worker<'p, 'a> {
-    pipeline: &'p Pipeline<'a>,
-    encoder: Encoder,
-    pack: PackBuilder,
-    buffer: Vec<u8>,
     tally: Tally,
 }
 
-impl Worker<'_, '_> {
-    fn run(&mut self) -> Result<(), EngineError> {
-        while let Some(task) = self.pipeline.next()? {
-            self.read(&task)?;
-            match task.purpose {
-                Purpose::Store => self.store(&task)?,
-                Purpose::Sample => self.compare(&task)?,
-            }
-        }
-        Ok(())
-    }
+impl Work for Worker<'_> {
+    type Tally = Tally;
 
-    fn read(&mut self, task: &Task) -> Result<(), EngineError> {
-        let buffer = &mut self.buffer[..task.len as usize];
-        self.pipeline.source.read_at(task.offset, buffer)?;
+    fn work(
+        &mut self,
+        task: &Task,
+        plain: &[u8],
+        packing: &mut Packing<'_>,
+    ) -> Result<(), EngineError> {
         self.tally.read_bytes += u64::from(task.len);
         self.tally.read_chunks += 1;
-        Ok(())
+        match task.purpose {
+            Purpose::Store => self.store(task, plain, packing),
+            Purpose::Sample => compare(task, plain),
+        }
     }
 
-    fn plain<'b>(buffer: &'b [u8], task: &Task) -> &'b [u8] {
-        &buffer[..task.len as usize]
+    fn into_tally(self) -> Tally {
+        self.tally
     }
+}
 
-    fn store(&mut self, task: &Task) -> Result<(), EngineError> {
-        let plain = Self::plain(&self.buffer, task);
+impl Worker<'_> {
+    fn store(
+        &mut self,
+        task: &Task,
+        plain: &[u8],
+        packing: &mut Packing<'_>,
+    ) -> Result<(), EngineError> {
         let id = chunk_id(plain);
         if id != zero_block_id() {
             self.tally.data_bytes += u64::from(task.len);
-            if self.pipeline.session.claim(BlobKind::Data, id)? {
-                let session = self.pipeline.session;
-                let shape = session.add(&mut self.pack, &mut self.encoder, id, plain)?;
+            if self.session.claim(BlobKind::Data, id)? {
+                let stored_bytes = packing.add(id, plain)?;
                 self.tally.new_bytes += u64::from(task.len);
-                self.tally.stored_bytes += u64::from(shape.length);
+                self.tally.stored_bytes += u64::from(stored_bytes);
                 self.tally.new_chunks += 1;
             }
         }
         if id != task.base {
             self.tally.changes.push(Change { chunk: task.chunk, id });
         }
-        self.pipeline.progress.advance(u64::from(task.len));
+        self.progress.advance(u64::from(task.len));
         Ok(())
     }
+}
 
-    /// The chunk was counted when it was kept.
-    fn compare(&mut self, task: &Task) -> Result<(), EngineError> {
-        if chunk_id(Self::plain(&self.buffer, task)) == task.base {
-            Ok(())
-        } else {
-            Err(EngineError::SourceLied { offset: task.offset })
-        }
+/// Judges a chunk that was counted when it was kept.
+fn compare(task: &Task, plain: &[u8]) -> Result<(), EngineError> {
+    if chunk_id(plain) == task.base {
+        Ok(())
+    } else {
+        Err(EngineError::SourceLied { offset: task.offset })
     }
 }
 

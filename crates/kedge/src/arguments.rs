@@ -28,10 +28,15 @@ pub(crate) enum Command {
         #[command(subcommand)]
         verb: UserVerb,
     },
-    /// Reach backups without the service.
+    /// Look after the repositories of backups by hand.
     Repo {
         #[command(subcommand)]
         verb: RepoVerb,
+    },
+    /// Look after the service key.
+    Key {
+        #[command(subcommand)]
+        verb: KeyVerb,
     },
 }
 
@@ -49,22 +54,88 @@ pub(crate) enum UserVerb {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum RepoVerb {
+    /// Make a project's repository before its first backup does. The service must not run.
+    Init(OfProject),
+    /// Judge repositories: index, snapshots, trees, presence and size of packs. Works
+    /// beside a running service and without the catalogue.
+    Check(CheckOptions),
     /// Write what stock restic needs to read a project's backups. Works beside a running
     /// service and without the catalogue: the service key and the repository are enough.
     RecoveryKit(KitOptions),
-    /// Take every backup that a project's repository tells of and the catalogue does not
-    /// know into the catalogue, as after the database was lost. The service must not run.
-    Adopt(AdoptOptions),
+    /// Take every backup that a repository tells of and the catalogue does not know into
+    /// the catalogue, as after the database was lost. The service must not run.
+    RebuildCatalogue(RebuildOptions),
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyVerb {
+    /// Replace the service key, and wrap every repository's password with the new one. One
+    /// that was interrupted is brought to its end. The service must not run.
+    Rotate(RotateOptions),
+}
+
+/// One project.
 #[derive(Debug, Args)]
-pub(crate) struct AdoptOptions {
+pub(crate) struct OfProject {
     /// The configuration file.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: PathBuf,
     /// The project's id.
     #[arg(long, value_name = "ID")]
     pub(crate) project: String,
+    /// Print one JSON document instead of lines.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// One project or all that have a repository.
+#[derive(Debug, Args)]
+pub(crate) struct OfProjects {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// The project's id.
+    #[arg(long, value_name = "ID", required_unless_present = "all")]
+    pub(crate) project: Option<String>,
+    /// Every project that has a repository where the configuration says.
+    #[arg(long, conflicts_with = "project")]
+    pub(crate) all: bool,
+    /// Print one JSON document instead of lines.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckOptions {
+    #[command(flatten)]
+    pub(crate) of: OfProjects,
+    /// Read every byte of every pack as well.
+    #[arg(long)]
+    pub(crate) read_data: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RebuildOptions {
+    #[command(flatten)]
+    pub(crate) of: OfProjects,
+    /// A recovery kit of the project, instead of the service key that was lost: its
+    /// password is wrapped by the key there is now, which is made if there is none.
+    #[arg(long, value_name = "FILE", requires = "project", conflicts_with = "all")]
+    pub(crate) recovery_kit: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RotateOptions {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// Give every repository a new password too: recovery kits made before open nothing
+    /// afterwards.
+    #[arg(long)]
+    pub(crate) passwords: bool,
+    /// Print one JSON document instead of lines.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

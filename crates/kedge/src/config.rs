@@ -571,12 +571,7 @@ impl Checked {
 
     /// What the machine says about the paths, without changing anything.
     pub(crate) fn check_machine(&self) -> Vec<Problem> {
-        let mut problems = Problems::default();
-        is_private_dir("state_dir", &self.state_dir, &mut problems);
-        match &self.repositories {
-            Location::Directory(dir) => is_private_dir("repositories_dir", dir, &mut problems),
-            Location::S3(bucket) => check_files(bucket, &mut problems),
-        }
+        let mut problems = Problems(self.check_machine_for_repositories());
         let Cloud::Local { servers_dir } = &self.cloud;
         if !servers_dir.is_dir() {
             let text = format!("expected a directory of servers at {}", servers_dir.display());
@@ -634,6 +629,19 @@ fn check_files(bucket: &Bucket, problems: &mut Problems) {
     }
     if let Err(text) = places::read_certificates(bucket) {
         problems.add("repositories.ca_file", text);
+    }
+}
+
+impl Checked {
+    /// The same for what needs no cloud.
+    pub(crate) fn check_machine_for_repositories(&self) -> Vec<Problem> {
+        let mut problems = Problems::default();
+        is_private_dir("state_dir", &self.state_dir, &mut problems);
+        match &self.repositories {
+            Location::Directory(dir) => is_private_dir("repositories_dir", dir, &mut problems),
+            Location::S3(bucket) => check_files(bucket, &mut problems),
+        }
+        problems.0
     }
 }
 

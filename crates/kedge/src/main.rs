@@ -22,14 +22,16 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::arguments::{Arguments, Command, ConfigVerb, RepoVerb, UserVerb};
+use crate::arguments::{Arguments, Command, ConfigVerb, UserVerb};
 use crate::failure::{Failure, OrFail as _};
+use crate::operator::Found;
 
 fn main() -> ExitCode {
     private::make_everything_private();
     let arguments = Arguments::parse();
     match run(arguments.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Found::Good) => ExitCode::SUCCESS,
+        Ok(Found::Problems) => ExitCode::FAILURE,
         Err(failure) => {
             // Without anyone to tell, the exit code still tells it.
             let _ = writeln!(std::io::stderr(), "kedge: {failure}");
@@ -38,21 +40,21 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<(), Failure> {
+/// Usage errors end in `Arguments::parse`, with exit code 2.
+fn run(command: Command) -> Result<Found, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .or_fail("starting the runtime")?;
     runtime.block_on(async {
         match command {
-            Command::Serve(of) => node::serve(&of.config).await,
-            Command::Demo(options) => demo::run(options).await,
-            Command::Config { verb: ConfigVerb::Check(of) } => operator::check(&of.config).await,
-            Command::User { verb: UserVerb::Hash } => operator::hash_password(),
-            Command::Repo { verb: RepoVerb::RecoveryKit(kit) } => {
-                operator::recovery_kit(&kit).await
-            }
-            Command::Repo { verb: RepoVerb::Adopt(options) } => operator::adopt(&options).await,
+            Command::Serve(of) => node::serve(&of.config).await?,
+            Command::Demo(options) => demo::run(options).await?,
+            Command::Config { verb: ConfigVerb::Check(of) } => operator::check(&of.config).await?,
+            Command::User { verb: UserVerb::Hash } => operator::hash_password()?,
+            Command::Repo { verb } => return operator::repo::run(verb).await,
+            Command::Key { verb } => return operator::key::run(verb).await,
         }
+        Ok(Found::Good)
     })
 }

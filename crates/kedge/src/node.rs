@@ -10,7 +10,6 @@ use kedge_cloud::local::LocalCloud;
 use kedge_core::ports::{Clock as _, Cloud, IdSource as _};
 use kedge_service::identity::{Identity, UsersSource};
 use kedge_service::keys::ServiceKey;
-use kedge_service::places::Places;
 use kedge_service::repositories::Repositories;
 use kedge_service::{App, Wiring};
 use kedge_store::Store;
@@ -105,21 +104,14 @@ impl Node {
         if let Some(problem) = config.check_machine().first() {
             return Err(Failure::new(problem.to_string()));
         }
-        let mut dirs = vec![&config.state_dir];
-        if let Location::Directory(dir) = &config.repositories {
-            dirs.push(dir);
-        }
-        for dir in dirs {
-            private::create_dir(dir).or_fail(dir.display())?;
-        }
+        make_dirs(config)?;
         let clock = Arc::new(SystemClock);
         let path = config.state_dir.join("catalogue.sqlite");
         let store = Store::open(&path).await.or_fail("catalogue")?;
         let taken = store.take_over_all(clock.now()).await.or_fail("taking over jobs")?;
         tracing::info!(jobs = taken, "the catalogue is open");
-        let places = places::open(config)?;
-        require_known_key(config, &store, &places).await?;
-        let app = wire(config, &store, places, clock.clone())?;
+        require_known_key(config, &store).await?;
+        let app = wire(config, &store, clock.clone())?;
         let mut api_config = ApiConfig::new(clock, Arc::new(RandomIds));
         api_config.public_url = config.public_url.clone();
         api_config.region.clone_from(&config.region);
@@ -204,16 +196,11 @@ async fn bind(field: &str, address: SocketAddr) -> Result<(TcpListener, SocketAd
     Ok((listener, address))
 }
 
-fn wire(
-    config: &Checked,
-    store: &Store,
-    places: Arc<dyn Places>,
-    clock: Arc<SystemClock>,
-) -> Result<App, Failure> {
+fn wire(config: &Checked, store: &Store, clock: Arc<SystemClock>) -> Result<App, Failure> {
     let settings = &config.settings;
     let key = service_key(&config.service_key)?;
-    let repositories =
-        Repositories::new(places, Arc::new(key), store.clone(), clock.clone(), settings.kdf);
+    let (places, key) = (places::open(config)?, Arc::new(key));
+    let repositories = Repositories::new(places, key, store.clone(), clock.clone(), settings.kdf);
     let identity = Identity::new(
         UsersSource::File(config.users.clone()),
         store.clone(),
@@ -234,18 +221,24 @@ fn wire(
     }))
 }
 
+/// Makes what is missing of our own directories.
+pub(crate) fn make_dirs(config: &Checked) -> Result<(), Failure> {
+    private::create_dir(&config.state_dir).or_fail(config.state_dir.display())?;
+    match &config.repositories {
+        Location::Directory(dir) => private::create_dir(dir).or_fail(dir.display()),
+        // Whoever runs the store makes buckets.
+        Location::S3(_) => Ok(()),
+    }
+}
+
 /// A key that is not where it was must not be replaced: new repositories would be wrapped
 /// with the new one, and lost when the old one is put back.
-async fn require_known_key(
-    config: &Checked,
-    store: &Store,
-    places: &Arc<dyn Places>,
-) -> Result<(), Failure> {
+pub(crate) async fn require_known_key(config: &Checked, store: &Store) -> Result<(), Failure> {
     if config.service_key.exists() {
         return Ok(());
     }
     let known = store.list_repositories().await.or_fail("catalogue")?;
-    let places = Arc::clone(places);
+    let places = places::open(config)?;
     let found = tokio::task::spawn_blocking(move || places.list_projects());
     let found = found.await.or_fail("looking for repositories")?;
     if known.is_empty() && found.or_fail("looking for repositories")?.is_empty() {
@@ -266,7 +259,11 @@ fn service_key(path: &Path) -> Result<ServiceKey, Failure> {
             path.display()
         );
     }
-    ServiceKey::load_or_create(path).or_fail("service_key")
+    let key = ServiceKey::load_or_create(path).or_fail("service_key")?;
+    if key.is_being_replaced() {
+        tracing::warn!("replacing the service key was interrupted: run `kedge key rotate` again");
+    }
+    Ok(key)
 }
 
 fn open_cloud(cloud: &config::Cloud) -> Result<Arc<dyn Cloud>, Failure> {

@@ -2,7 +2,9 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::Path;
 
 use rustix::fs::Mode;
@@ -40,4 +42,9 @@ pub(crate) fn write_file(path: &Path, text: &str) -> io::Result<()> {
 pub(crate) fn open_to_others(path: &Path) -> io::Result<Option<u32>> {
     let mode = std::fs::metadata(path)?.permissions().mode() & 0o7777;
     Ok((mode & 0o077 != 0).then_some(mode))
+}
+
+/// Whether somebody else than the user of this process owns it.
+pub(crate) fn owned_by_other(path: &Path) -> io::Result<bool> {
+    Ok(std::fs::metadata(path)?.uid() != rustix::process::geteuid().as_raw())
 }

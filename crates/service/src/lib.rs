@@ -5,19 +5,24 @@
 //! [`App::authorise`] makes; so nothing here can forget to ask whether the caller may. The
 //! others are the operator's: workers, reconcilers, rebuilding, health.
 
+pub mod care;
 pub mod context;
 mod deletion;
 pub mod error;
 pub mod identity;
 pub mod items;
 pub mod keys;
+pub mod kit;
 pub mod manifest;
 pub mod places;
 pub mod protect;
+pub mod rebuild;
 pub mod repositories;
 pub mod restore;
+pub mod rotation;
 pub mod settings;
 
+mod access;
 mod adapt;
 mod app;
 mod attempt;
@@ -26,7 +31,6 @@ mod facts;
 mod job;
 mod lookups;
 mod names;
-mod rebuild;
 mod reconcile;
 mod worker;
 

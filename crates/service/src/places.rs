@@ -20,7 +20,7 @@ pub trait Places: Send + Sync + Debug {
     /// What `RESTIC_REPOSITORY` says to reach it.
     fn restic_location(&self, project: &ProjectId) -> Result<String, RepositoryError>;
 
-    /// The projects that have a repository here, by what lies beside its config.
+    /// The projects that have a repository here, whatever its state, in their order.
     fn list_projects(&self) -> Result<Vec<ProjectId>, RepositoryError>;
 }
 
@@ -34,11 +34,14 @@ fn repositories_among(
         if plain_name(&project).is_err() {
             continue;
         }
-        let name = ObjectName::Access;
-        let size = places.backend(&project)?.find_size(&name);
-        let size = size.map_err(|error| EngineError::Backend { object: name, error })?;
-        if size.is_some() {
-            projects.push(project);
+        let backend = places.backend(&project)?;
+        for name in [ObjectName::Config, ObjectName::Access] {
+            let size = backend.find_size(&name);
+            let size = size.map_err(|error| EngineError::Backend { object: name, error })?;
+            if size.is_some() {
+                projects.push(project);
+                break;
+            }
         }
     }
     projects.sort();
@@ -79,11 +82,7 @@ impl Places for Directory {
 
     fn list_projects(&self) -> Result<Vec<ProjectId>, RepositoryError> {
         let failed = |error| RepositoryError::Failed(format!("{}: {error}", self.0.display()));
-        let entries = match std::fs::read_dir(&self.0) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(failed(error)),
-        };
+        let entries = std::fs::read_dir(&self.0).map_err(failed)?;
         let mut names = Vec::new();
         for entry in entries {
             let entry = entry.map_err(failed)?;
@@ -158,18 +157,16 @@ mod tests {
     }
 
     #[test]
-    fn the_projects_of_a_directory_are_its_repositories_and_nothing_else() {
+    fn repositories_are_found_among_what_else_lies_there() {
         let dir = tempfile::tempdir().unwrap();
-        let root = Directory(dir.path().join("repositories"));
-        assert_eq!(root.list_projects().unwrap(), []);
-        for name in ["b", "a", "lost+found", "empty"] {
-            std::fs::create_dir_all(root.0.join(name)).unwrap();
+        for path in ["b/kedge", "a", "empty", "no name of a project/kedge"] {
+            std::fs::create_dir_all(dir.path().join(path)).unwrap();
         }
-        std::fs::write(root.0.join("file"), "x").unwrap();
-        for project in ["b", "a"] {
-            let backend = root.backend(&ProjectId::new(project)).unwrap();
-            backend.put(&ObjectName::Access, b"{}").unwrap();
+        for path in ["b/kedge/access.json", "a/config", "c", "no name of a project/config"] {
+            std::fs::write(dir.path().join(path), "").unwrap();
         }
-        assert_eq!(root.list_projects().unwrap(), ["a", "b"].map(ProjectId::new));
+        let found = Directory(dir.path().to_owned()).list_projects().unwrap();
+        assert_eq!(found, [ProjectId::new("a"), ProjectId::new("b")]);
+        assert!(Directory(dir.path().join("gone")).list_projects().is_err());
     }
 }

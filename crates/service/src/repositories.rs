@@ -9,8 +9,6 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use kedge_core::fact::Unknown;
 use kedge_core::ids::ProjectId;
 use kedge_core::ports::Clock;
@@ -19,10 +17,12 @@ use kedge_engine::{
     Repository, SnapshotId, Timestamp,
 };
 use kedge_store::{Store, StoreError};
-use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
+use zeroize::Zeroizing;
 
+use crate::access;
 use crate::keys::{KeyError, ServiceKey};
+use crate::kit::RecoveryKit;
 use crate::places::Places;
 use crate::settings::Kdf;
 
@@ -108,7 +108,7 @@ impl RepositoryError {
 
 /// Whether a missing repository may be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Missing {
+pub(crate) enum Missing {
     Create,
     Refuse,
 }
@@ -116,21 +116,12 @@ enum Missing {
 /// All repositories of the installation.
 #[derive(Debug)]
 pub struct Repositories {
-    places: Arc<dyn Places>,
-    key: Arc<ServiceKey>,
-    store: Store,
-    clock: Arc<dyn Clock>,
-    kdf: KdfCost,
+    pub(crate) places: Arc<dyn Places>,
+    pub(crate) key: Arc<ServiceKey>,
+    pub(crate) store: Store,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) kdf: KdfCost,
     opened: Mutex<HashMap<ProjectId, Arc<OnceCell<SharedRepository>>>>,
-}
-
-/// What lies beside `config`, in `kedge/access.json`.
-#[derive(Debug, Serialize, Deserialize)]
-struct Access {
-    format: u32,
-    project: ProjectId,
-    cipher: String,
-    wrapped_password: String,
 }
 
 impl Repositories {
@@ -162,17 +153,14 @@ impl Repositories {
         self.open(project, Missing::Create).await
     }
 
-    /// What stock restic needs: `RESTIC_REPOSITORY` and `RESTIC_PASSWORD` as shell lines.
-    /// A secret; its place is a file only its owner can read.
-    pub async fn recovery_kit(&self, project: &ProjectId) -> Result<String, RepositoryError> {
+    /// What stock restic needs to read the project's repository, as shell lines.
+    pub async fn recovery_kit(
+        &self,
+        project: &ProjectId,
+    ) -> Result<Zeroizing<String>, RepositoryError> {
         let password = self.password(project, Missing::Refuse).await?;
         let location = self.places.restic_location(project)?;
-        Ok(format!(
-            "# What stock restic needs to read this project's backups. Keep it secret.\n\
-             RESTIC_REPOSITORY={}\nRESTIC_PASSWORD={}\n",
-            shell_quoted(&location),
-            shell_quoted(password.expose())
-        ))
+        Ok(RecoveryKit { location, password }.text())
     }
 
     /// Which of these snapshots the project's repository holds, in their order. Asks the
@@ -223,7 +211,7 @@ impl Repositories {
             prepare(backend.clone()).await?;
         }
         let password = self.password(project, missing).await?;
-        let access = self.access(project, &password)?;
+        let access = access::write(project, &self.key.wrap(&password, project)?)?;
         let (kdf, now) = (self.kdf, engine_time(self.clock.now()));
         let repository = blocking(move || {
             let exists = Repository::<Closed>::is_initialised(&*backend)?;
@@ -263,7 +251,7 @@ impl Repositories {
     /// The repository's password: from the catalogue; else, after the catalogue was lost,
     /// from beside the repository; else a new one. It is in the catalogue before the
     /// repository exists, so a crash in between loses nothing.
-    async fn password(
+    pub(crate) async fn password(
         &self,
         project: &ProjectId,
         missing: Missing,
@@ -280,31 +268,14 @@ impl Repositories {
         Ok(self.key.unwrap(&row.wrapped_password, project)?)
     }
 
-    async fn find_access(&self, project: &ProjectId) -> Result<Option<Vec<u8>>, RepositoryError> {
+    /// The wrapped password beside the repository, if there is one.
+    pub(crate) async fn find_access(
+        &self,
+        project: &ProjectId,
+    ) -> Result<Option<Vec<u8>>, RepositoryError> {
         let backend = self.places.backend(project)?;
-        let Some(bytes) = blocking(move || Repository::<Closed>::find_access(&*backend)).await?
-        else {
-            return Ok(None);
-        };
-        let malformed =
-            |what: String| RepositoryError::Failed(format!("kedge/access.json: {what}"));
-        let access: Access =
-            serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
-        let wrapped = BASE64
-            .decode(access.wrapped_password)
-            .map_err(|error| malformed(format!("wrapped_password: {error}")))?;
-        Ok(Some(wrapped))
-    }
-
-    fn access(&self, project: &ProjectId, password: &Password) -> Result<Vec<u8>, RepositoryError> {
-        let access = Access {
-            format: 1,
-            project: project.clone(),
-            cipher: "aes-256-gcm".to_owned(),
-            wrapped_password: BASE64.encode(self.key.wrap(password, project)?),
-        };
-        serde_json::to_vec_pretty(&access)
-            .map_err(|error| RepositoryError::Failed(format!("kedge/access.json: {error}")))
+        let found = blocking(move || Repository::<Closed>::find_access(&*backend)).await?;
+        found.map(|bytes| access::read(project, &bytes)).transpose()
     }
 }
 
@@ -313,11 +284,6 @@ impl Repositories {
 async fn prepare(backend: Arc<dyn Backend>) -> Result<(), RepositoryError> {
     let failed = |error| EngineError::Backend { object: ObjectName::Config, error };
     blocking(move || backend.prepare().map_err(failed)).await
-}
-
-/// A word as a POSIX shell reads it back, whatever it holds.
-fn shell_quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// The engine keeps its own time type because it knows nothing of ours.
@@ -332,15 +298,5 @@ pub(crate) async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => Ok(done?),
         Err(error) => Err(RepositoryError::Failed(format!("engine task: {error}"))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_quoted_word_survives_the_shell() {
-        assert_eq!(shell_quoted("/srv/it's here"), r"'/srv/it'\''s here'");
     }
 }

@@ -96,6 +96,28 @@ impl Store {
         tx.commit().await
     }
 
+    /// Replaces the wrapped password of a project's repository.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when no password is recorded.
+    pub async fn replace_wrapped_password(
+        &self,
+        project: &ProjectId,
+        wrapped_password: &[u8],
+    ) -> Result<()> {
+        let mut tx = self.write().await?;
+        let done = tx
+            .query("UPDATE repositories SET wrapped_password = $1 WHERE project_id = $2")
+            .bind(hex(wrapped_password))
+            .bind(project.as_str().to_owned())
+            .execute(tx.conn())
+            .await?;
+        if done.rows_affected() == 0 {
+            return Err(StoreError::NotFound(format!("repository of {project:?}")));
+        }
+        tx.commit().await
+    }
+
     /// Every project's repository.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use kedge_core::ids::ProjectId;
 use kedge_core::ports::{Clock, IdSource};
 use kedge_core::time::Timestamp;
 use kedge_engine::layer::FaultBackend;
-use kedge_engine::{Backend, MemoryBackend};
+use kedge_engine::{Backend, MemoryBackend, ObjectName};
 use kedge_service::places::Places;
 use kedge_service::repositories::RepositoryError;
 use uuid::Uuid;
@@ -107,7 +107,13 @@ impl Places for MemoryPlaces {
 
     fn list_projects(&self) -> Result<Vec<ProjectId>, RepositoryError> {
         let backends = self.0.backends.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut projects: Vec<_> = backends.keys().cloned().collect();
+        let holds_one = |store: &FaultBackend<MemoryBackend>| {
+            [ObjectName::Config, ObjectName::Access]
+                .iter()
+                .any(|name| matches!(store.inner().find_size(name), Ok(Some(_))))
+        };
+        let found = backends.iter().filter(|(_, store)| holds_one(store));
+        let mut projects: Vec<_> = found.map(|(project, _)| project.clone()).collect();
         projects.sort();
         Ok(projects)
     }

@@ -7,14 +7,14 @@ use std::fs;
 use std::time::Instant;
 
 use crate::process::{program, run};
-use crate::{During, Failure, lab, licences, longest, needs, tree};
+use crate::{During, Failure, figures, lab, licences, longest, needs, tree};
 
 struct Step {
     name: &'static str,
     run: fn() -> Result<(), Failure>,
 }
 
-const CI: [Step; 7] = [
+const CI: [Step; 8] = [
     Step { name: "what the tests need", run: needs::check },
     Step { name: "format", run: format },
     Step { name: "licences", run: licences::check },
@@ -22,10 +22,14 @@ const CI: [Step; 7] = [
     Step { name: "tests", run: test },
     Step { name: "documentation", run: documentation },
     Step { name: "longest files (for information)", run: longest::print },
+    Step { name: "reliability figures", run: figures::print },
 ];
 
-const LONG: [Step; 2] =
-    [Step { name: "tests, long form", run: test_long }, Step { name: "demo", run: demo }];
+const LONG: [Step; 3] = [
+    Step { name: "tests, long form", run: test_long },
+    Step { name: "demo", run: demo },
+    Step { name: "reliability figures, long form", run: figures::print },
+];
 
 /// Everything a change must pass.
 pub(crate) fn ci() -> Result<(), Failure> {
@@ -67,6 +71,7 @@ fn clippy() -> Result<(), Failure> {
 }
 
 fn test() -> Result<(), Failure> {
+    figures::clear()?;
     run(&mut program("cargo", &["test", "--locked", "--workspace"]))
 }
 
@@ -78,6 +83,7 @@ fn documentation() -> Result<(), Failure> {
 /// More random cases, more kills, larger disks, a real object store: tests read
 /// `KEDGE_TEST_LONG`.
 fn test_long() -> Result<(), Failure> {
+    figures::clear()?;
     needs::check_lab()?;
     let _lab = lab::Lab::start()?;
     let arguments = ["test", "--locked", "--workspace", "--release"];

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 mod ci;
 mod disk_image;
+mod figures;
 mod lab;
 mod licences;
 mod longest;

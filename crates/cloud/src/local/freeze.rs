@@ -7,18 +7,20 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use kedge_core::ids::VolumeId;
 use kedge_core::ports::CloudError;
 use rustix::io::Errno;
 
+use super::FileCalls;
+use super::changes::{Standing, Witness};
 use super::config::{Declared, Image};
 use super::error::failed;
 use super::folder::{Access, Folder};
 use super::hold::{Hold, Identity, release};
-use super::qcow2::{BackingFile, ImageFiles};
+use super::images::ImageFiles;
 
 /// Makes the second file share the first one's blocks.
 pub type CloneFile = fn(&File, &File) -> rustix::io::Result<()>;
@@ -47,7 +49,7 @@ pub(super) struct FrozenDisk {
     pub(super) volume: VolumeId,
     pub(super) image: Image,
     pub(super) files: ImageFiles,
-    identities: Vec<Identity>,
+    pub(super) witness: Witness,
 }
 
 impl Freeze {
@@ -56,19 +58,25 @@ impl Freeze {
         folder: &Folder,
         server: &Declared,
         volumes: &[VolumeId],
+        calls: FileCalls,
     ) -> Result<Self, CloudError> {
         let mut freeze = Self { disks: Vec::new() };
+        let boot = (calls.boot)().ok();
         for id in volumes {
             let image = server.disk(id)?.image.clone();
             let files = ImageFiles::open_in(folder, &image)?;
-            let disk = FrozenDisk { volume: id.clone(), image, files, identities: Vec::new() };
-            freeze.disks.push(disk);
+            let witness = Witness { boot, identities: Vec::new(), standing: Standing::Unsure };
+            freeze.disks.push(FrozenDisk { volume: id.clone(), image, files, witness });
         }
         for (name, file) in freeze.distinct_files()? {
             Hold::Reading.take(file, name)?;
         }
+        // Asked before anything is written out: what changes meanwhile is too young then.
+        let now_secs = probe(folder, calls.time)?;
         for disk in &mut freeze.disks {
-            disk.identities = disk.identify()?;
+            let standing = disk.standing(calls);
+            disk.witness = Witness { boot, identities: disk.identify()?, standing };
+            disk.witness.settle(now_secs);
         }
         freeze.wait_for_tick(folder)?;
         Ok(freeze)
@@ -89,11 +97,8 @@ impl Freeze {
     /// or read yet.
     fn wait_for_tick(&self, folder: &Folder) -> Result<(), CloudError> {
         for _ in 0..TICKS_MAX {
-            let now = folder
-                .create_file(PROBE)
-                .and_then(|probe| Identity::of(&probe))
-                .map_err(failed("asking for the file system's time"))?;
-            let mut identities = self.disks.iter().flat_map(|disk| &disk.identities);
+            let now = probe(folder, Identity::of)?;
+            let mut identities = self.disks.iter().flat_map(|disk| &disk.witness.identities);
             if !identities.any(|identity| identity.may_hide_a_change(&now)) {
                 return folder.remove(PROBE).map_err(failed("removing a file of ours"));
             }
@@ -143,22 +148,12 @@ impl Drop for Freeze {
 
 const PROBE: &str = ".kedge-time";
 
-impl ImageFiles {
-    /// Opens a disk's files in a folder: the server's own, or one with clones.
-    pub(super) fn open_in(folder: &Folder, image: &Image) -> Result<Self, CloudError> {
-        let open = |name: &str| {
-            folder.file(name, Access::Read).map_err(failed(format!("opening image {name:?}")))
-        };
-        let backing = match &image.backing {
-            Some(backing) => Some(BackingFile {
-                file: open(&backing.file)?,
-                name: backing.file.clone(),
-                format: backing.format,
-            }),
-            None => None,
-        };
-        Ok(Self { top: open(&image.file)?, backing })
-    }
+/// Asks a file that was just made for the file system's time.
+fn probe<T>(folder: &Folder, ask: impl FnOnce(&File) -> io::Result<T>) -> Result<T, CloudError> {
+    folder
+        .create_file(PROBE)
+        .and_then(|file| ask(&file))
+        .map_err(failed("asking for the file system's time"))
 }
 
 impl FrozenDisk {
@@ -176,10 +171,21 @@ impl FrozenDisk {
             .collect()
     }
 
+    /// Writes out what is only in memory, then says whether times can speak for the bytes: a
+    /// mapped page that is dirty already shows no further write to it. Where this fails the
+    /// backup goes on, and the next one reads everything.
+    fn standing(&self, calls: FileCalls) -> Standing {
+        let mut files = self.files();
+        let is_sure = |file: &File| {
+            (calls.notes_writes)(file).is_ok_and(|notes| notes && file.sync_all().is_ok())
+        };
+        if files.all(|(_, file)| is_sure(file)) { Standing::Sure } else { Standing::Unsure }
+    }
+
     /// Looks at the open files and at what their names lead to now.
     fn confirm(&self, folder: &Folder) -> Result<(), CloudError> {
         let now = self.identify()?;
-        for ((name, _), (then, now)) in self.files().zip(self.identities.iter().zip(&now)) {
+        for ((name, _), (then, now)) in self.files().zip(self.witness.identities.iter().zip(&now)) {
             let named = match folder.file(name, Access::Read) {
                 Ok(file) => Identity::of(&file).map_err(failed("looking at an image"))?,
                 Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -233,9 +239,11 @@ role = "data"
         let image = File::create(root.path().join("data.img")).unwrap();
         for _ in 0..50 {
             image.write_all_at(&[1; 512], 0).unwrap();
-            let freeze = Freeze::take(&folder, &server, &[server.disks[0].id.clone()]).unwrap();
+            let freeze =
+                Freeze::take(&folder, &server, &[server.disks[0].id.clone()], FileCalls::default())
+                    .unwrap();
             let now = Identity::of(&folder.create_file("probe").unwrap()).unwrap();
-            assert!(!freeze.disks[0].identities[0].may_hide_a_change(&now));
+            assert!(!freeze.disks[0].witness.identities[0].may_hide_a_change(&now));
             image.write_all_at(&[2; 512], 0).unwrap();
             let lost = freeze.confirm(&folder).unwrap_err();
             assert_eq!(lost.kind, CloudErrorKind::MomentLost);

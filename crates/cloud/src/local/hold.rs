@@ -8,11 +8,13 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::time::UNIX_EPOCH;
 
 use kedge_core::ports::CloudError;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
+use serde::{Deserialize, Serialize};
 
 use super::error::failed;
 
@@ -101,10 +103,13 @@ fn one_byte(kind: i32, byte: i64) -> libc::flock {
 }
 
 /// What tells an unchanged file from a changed or another one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Identity {
     device: u64,
     inode: u64,
+    /// Where the file system keeps it; tells two files apart that had one inode in turn.
+    born: Option<(u64, u32)>,
     pub(super) size_bytes: u64,
     modified: (i64, i64),
     changed: (i64, i64),
@@ -116,6 +121,10 @@ impl Identity {
         Ok(Self {
             device: data.dev(),
             inode: data.ino(),
+            born: data.created().ok().and_then(|time| {
+                let since = time.duration_since(UNIX_EPOCH).ok()?;
+                Some((since.as_secs(), since.subsec_nanos()))
+            }),
             size_bytes: data.len(),
             modified: (data.mtime(), data.mtime_nsec()),
             changed: (data.ctime(), data.ctime_nsec()),
@@ -126,10 +135,28 @@ impl Identity {
         (self.device, self.inode) == (other.device, other.inode)
     }
 
+    /// When the file last changed, by the file system's clock.
+    pub(super) fn changed_secs(&self) -> i64 {
+        self.changed.0
+    }
+
     /// Whether a change at the moment `now` was made would leave these times as they are,
     /// because the file system's clock has not ticked since.
     pub(super) fn may_hide_a_change(&self, now: &Self) -> bool {
         self.modified == now.modified || self.changed == now.changed
+    }
+
+    /// Takes the most room when written down.
+    #[cfg(test)]
+    pub(super) fn longest() -> Self {
+        Self {
+            device: u64::MAX,
+            inode: u64::MAX,
+            born: Some((u64::MAX, u32::MAX)),
+            size_bytes: u64::MAX,
+            modified: (i64::MIN, i64::MIN),
+            changed: (i64::MIN, i64::MIN),
+        }
     }
 }
 

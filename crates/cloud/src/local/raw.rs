@@ -11,8 +11,7 @@ use rustix::io::Errno;
 
 use super::error::failed;
 use super::folder::Folder;
-use super::qcow2::AloneWith;
-use super::{Reading, beyond_end, has_ended};
+use super::images::{AloneWith, Reading, has_ended, is_within};
 
 /// Zeroes written at once where the file system cannot make holes.
 static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
@@ -154,14 +153,6 @@ fn write_zeroes(file: &File, mut offset: u64, length_bytes: u64) -> io::Result<(
         offset += length as u64;
     }
     Ok(())
-}
-
-/// Whether a range lies on a disk of this size.
-pub(super) fn is_within(offset: u64, length: u64, size_bytes: u64) -> Result<(), CloudError> {
-    match offset.checked_add(length) {
-        Some(end) if end <= size_bytes => Ok(()),
-        Some(_) | None => Err(beyond_end(offset, length, size_bytes)),
-    }
 }
 
 #[cfg(test)]

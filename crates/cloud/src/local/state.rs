@@ -8,6 +8,7 @@ use std::io::{self, ErrorKind};
 use kedge_core::ids::VolumeId;
 use serde::{Deserialize, Serialize};
 
+use super::changes::Witness;
 use super::config::{Image, STATE_FILE};
 use super::folder::Folder;
 
@@ -46,6 +47,10 @@ pub(super) struct SnapshotState {
     /// A volume that is missing here cannot be told from another.
     #[serde(default)]
     pub(super) images: BTreeMap<VolumeId, Image>,
+    /// What the files of each volume were. Of a volume that is missing here no changes are
+    /// known.
+    #[serde(default)]
+    pub(super) witnesses: BTreeMap<VolumeId, Witness>,
     pub(super) kept: Kept,
 }
 

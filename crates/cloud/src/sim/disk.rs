@@ -18,6 +18,8 @@ pub(super) struct Disk {
     /// For each block ever changed, the version that its last change made.
     changes: BTreeMap<u64, u64>,
     version: u64,
+    /// The version that the last change of size made.
+    resized_at: u64,
 }
 
 impl Disk {
@@ -51,6 +53,8 @@ impl Disk {
             self.zero(size_bytes, self.size_bytes - size_bytes);
         }
         self.size_bytes = size_bytes;
+        self.version += 1;
+        self.resized_at = self.version;
     }
 
     /// Fills `buf` from `offset`; the range lies on the disk.
@@ -104,9 +108,14 @@ impl Disk {
         }
     }
 
-    /// The blocks changed after a version.
-    pub(super) fn changed_since(&self, version: u64) -> BTreeSet<u64> {
-        self.changes.iter().filter(|(_, at)| **at > version).map(|(block, _)| *block).collect()
+    /// The blocks changed after a version. `None` when that version was of another size, or
+    /// is yet to come: nothing is unchanged since then.
+    pub(super) fn changed_since(&self, version: u64) -> Option<BTreeSet<u64>> {
+        if version < self.resized_at || version > self.version {
+            return None;
+        }
+        let later = self.changes.iter().filter(|(_, at)| **at > version);
+        Some(later.map(|(block, _)| *block).collect())
     }
 
     /// What lies at `offset`, less than the size. With `changed`, every other block counts
@@ -223,12 +232,23 @@ mod tests {
         let before = disk.version();
         disk.zero(2 * BLOCK_BYTES, BLOCK_BYTES);
         disk.write(BLOCK_BYTES, &[3]);
-        let changed = disk.changed_since(before);
+        let changed = disk.changed_since(before).unwrap();
         let kinds: Vec<ExtentKind> =
             (0..4).map(|block| disk.extent(block * BLOCK_BYTES, Some(&changed)).kind).collect();
         assert_eq!(
             kinds,
             [ExtentKind::Unchanged, ExtentKind::Data, ExtentKind::Zero, ExtentKind::Unchanged]
         );
+    }
+    #[test]
+    fn nothing_is_unchanged_since_another_size_or_a_later_moment() {
+        let mut disk = Disk::new(2 * BLOCK_BYTES, &[1; 10]);
+        let small = disk.version();
+        disk.resize(4 * BLOCK_BYTES);
+        let (large, frozen) = (disk.version(), disk.clone());
+        disk.write(0, &[2]);
+        assert_eq!(disk.changed_since(small), None);
+        assert_eq!(disk.changed_since(large), Some(BTreeSet::from([0])));
+        assert_eq!(frozen.changed_since(disk.version()), None);
     }
 }

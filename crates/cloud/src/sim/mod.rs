@@ -9,7 +9,7 @@ mod fault;
 mod io;
 mod state;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -348,8 +348,13 @@ impl SimCloud {
         self.shared.clock.now()
     }
 
-    fn reader(&self, volume: &VolumeId, disk: Disk, since: Option<u64>) -> Arc<dyn DiskReader> {
-        let changed = since.map(|version| disk.changed_since(version));
+    /// Reports every block but the changed ones as unchanged, if it is known which they are.
+    fn reader(
+        &self,
+        volume: &VolumeId,
+        disk: Disk,
+        changed: Option<BTreeSet<u64>>,
+    ) -> Arc<dyn DiskReader> {
         Arc::new(SimReader {
             shared: Arc::clone(&self.shared),
             volume: volume.clone(),
@@ -368,12 +373,12 @@ impl SimCloud {
     ) -> Result<OpenSnapshot, CloudError> {
         let (disk, token) = state.frozen(of, name, volume)?;
         let known = since.and_then(|token| state.version_at(volume, token));
-        let since = match state.tracking {
+        let changed = match state.tracking {
             ChangeTracking::Off => None,
-            ChangeTracking::Honest => known,
-            ChangeTracking::Lying => known.map(|_| u64::MAX),
+            ChangeTracking::Honest => known.and_then(|version| disk.changed_since(version)),
+            ChangeTracking::Lying => known.map(|_| BTreeSet::new()),
         };
-        Ok(OpenSnapshot { reader: self.reader(volume, disk, since), token })
+        Ok(OpenSnapshot { reader: self.reader(volume, disk, changed), token })
     }
 
     async fn power(

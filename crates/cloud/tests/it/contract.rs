@@ -5,7 +5,7 @@ use kedge_core::ids::{ProjectId, ServerId, VolumeId};
 use kedge_core::ports::{Cloud, CloudError, CloudErrorKind, ExtentKind, ServerRef};
 use kedge_core::resource::{Content, ServerKind, ServerStatus, VolumeStatus};
 
-use crate::files::{noise, read_all};
+use crate::files::{extents, noise, range_of, read_all};
 use crate::stage::{LocalStage, SimStage, Stage};
 
 macro_rules! contract {
@@ -48,7 +48,8 @@ contract!(
     a_mark_gives_way_to_the_next_writers_and_goes_by_its_own_name_alone,
     writing_begins_anew_after_a_crash,
     a_token_nobody_gave_hides_nothing,
-    unchanged_extents_hold_what_the_token_saw,
+    a_disk_nobody_wrote_to_is_unchanged,
+    unchanged_extents_hold_what_a_token_saw,
     several_threads_read_one_snapshot,
 );
 
@@ -449,44 +450,91 @@ async fn writing_begins_anew_after_a_crash(stage: &dyn Stage) {
     }
 }
 
+/// The disk's bytes at a moment under this name, which ends here, and the moment's token.
+async fn take_token(stage: &dyn Stage, volume: &VolumeId, name: &str) -> (Vec<u8>, ChangeToken) {
+    let cloud = stage.open();
+    freeze(stage, &*cloud, name).await;
+    let open = cloud.open_snapshot(&stage.server(), name, volume, None).await.unwrap();
+    let bytes = read_all(&open.reader);
+    cloud.confirm_snapshots(&stage.server(), name).await.unwrap();
+    cloud.delete_snapshots(&stage.server(), name).await.unwrap();
+    (bytes, open.token.unwrap())
+}
+
 async fn a_token_nobody_gave_hides_nothing(stage: &dyn Stage) {
     let cloud = stage.open();
+    let [(_, first), (_, second)] = [
+        take_token(stage, &stage.volumes()[0], "0").await,
+        take_token(stage, &stage.volumes()[1], "1").await,
+    ];
     freeze(stage, &*cloud, "s").await;
-    for text in ["", "sim", "sim/x/0/1", "1"] {
-        let token = ChangeToken(text.to_owned());
-        for volume in stage.volumes() {
+    for (volume, others) in stage.volumes().iter().zip([&second.0, &first.0]) {
+        let cut = &others[..others.len() - 1];
+        for text in ["", "sim", "sim/x/0/1", "1", "local/1/", "local/1/{}", cut, others] {
+            let since = Some(ChangeToken(text.to_owned()));
             let open =
-                cloud.open_snapshot(&stage.server(), "s", &volume, Some(&token)).await.unwrap();
-            let mut offset = 0;
-            while offset < open.reader.size_bytes() {
-                let extent = open.reader.next_extent(offset).unwrap();
-                assert_ne!(extent.kind, ExtentKind::Unchanged);
-                offset += extent.length_bytes;
-            }
+                cloud.open_snapshot(&stage.server(), "s", volume, since.as_ref()).await.unwrap();
+            let kinds = extents(&open.reader).into_iter().map(|extent| extent.kind);
+            assert!(!kinds.into_iter().any(|kind| kind == ExtentKind::Unchanged), "{text:?}");
         }
     }
 }
 
-async fn unchanged_extents_hold_what_the_token_saw(stage: &dyn Stage) {
-    let cloud = stage.open();
-    let (of, volume) = (stage.server(), stage.volumes()[0].clone());
-    freeze(stage, &*cloud, "first").await;
-    let first = cloud.open_snapshot(&of, "first", &volume, None).await.unwrap();
-    let then = read_all(&first.reader);
-    cloud.delete_snapshots(&of, "first").await.unwrap();
-    stage.overwrite(&volume, 65_536 + 512, 1024, 0x33);
-    let now = stage.content(&volume);
-    freeze(stage, &*cloud, "second").await;
-    let second = cloud.open_snapshot(&of, "second", &volume, first.token.as_ref()).await.unwrap();
-    let mut offset = 0;
-    while offset < second.reader.size_bytes() {
-        let extent = second.reader.next_extent(offset).unwrap();
-        let range = usize::try_from(offset).unwrap()
-            ..usize::try_from(offset + extent.length_bytes).unwrap();
-        if extent.kind == ExtentKind::Unchanged {
-            assert!(then[range.clone()] == now[range], "a change at {offset} is hidden");
+async fn a_disk_nobody_wrote_to_is_unchanged(stage: &dyn Stage) {
+    for volume in stage.volumes() {
+        let (then, token) = take_token(stage, &volume, "first").await;
+        for name in ["second", "third"] {
+            let cloud = stage.open();
+            freeze(stage, &*cloud, name).await;
+            let open = cloud.open_snapshot(&stage.server(), name, &volume, Some(&token)).await;
+            let open = open.unwrap();
+            let kinds = extents(&open.reader).into_iter().map(|extent| extent.kind);
+            assert!(kinds.into_iter().all(|kind| kind == ExtentKind::Unchanged));
+            assert!(read_all(&open.reader) == then, "unchanged bytes read as others");
+            assert_eq!(open.token.as_ref(), Some(&token));
+            cloud.confirm_snapshots(&stage.server(), name).await.unwrap();
+            cloud.delete_snapshots(&stage.server(), name).await.unwrap();
         }
-        offset += extent.length_bytes;
+    }
+}
+
+/// Rounds of writes by guests and by restores, none in some; every round looks back at every
+/// earlier one.
+async fn unchanged_extents_hold_what_a_token_saw(stage: &dyn Stage) {
+    let of = stage.server();
+    stage.open().stop_server(&of).await.unwrap();
+    for (index, volume) in stage.volumes().iter().enumerate() {
+        let mut earlier = Vec::new();
+        for (round, seed) in noise(40 + index as u64, 8).into_iter().enumerate() {
+            let size = stage.content(volume).len();
+            let at = usize::from(seed) * 7919 % (size - 70_000) / 512 * 512;
+            match seed % 4 {
+                0 => {}
+                1 | 2 => stage.overwrite(volume, at as u64, 512 << (seed % 7), seed),
+                _ => {
+                    let cloud = stage.open();
+                    let writer = cloud.open_for_writing(&of, volume, "m").await.unwrap();
+                    writer.write_at(at as u64, &noise(seed.into(), 70_000)).unwrap();
+                    writer.write_zeroes(1, usize::from(seed) as u64 * 10).unwrap();
+                    writer.finish().unwrap();
+                    cloud.clear_mark(&of, volume, "m").await.unwrap();
+                }
+            }
+            let now = stage.content(volume);
+            earlier.push(take_token(stage, volume, "before").await);
+            assert!(earlier[round].0 == now);
+            let cloud = stage.open();
+            freeze(stage, &*cloud, "now").await;
+            for (then, token) in &earlier {
+                let open = cloud.open_snapshot(&of, "now", volume, Some(token)).await.unwrap();
+                for extent in extents(&open.reader) {
+                    let range = range_of(extent);
+                    let is_said = extent.kind == ExtentKind::Unchanged;
+                    assert!(!is_said || then[range.clone()] == now[range], "{extent:?} changed");
+                }
+            }
+            cloud.delete_snapshots(&of, "now").await.unwrap();
+        }
     }
 }
 

@@ -2,19 +2,29 @@
 
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
 use kedge_cloud::local::{CloneFile, FileCalls, LocalCloud};
 use kedge_core::ids::{ProjectId, ServerId, VolumeId};
-use kedge_core::ports::{Cloud, DiskReader, ServerRef};
+use kedge_core::ports::{Cloud, DiskReader, Extent, ExtentKind, ServerRef};
 use kedge_core::resource::Volume;
 use tempfile::TempDir;
 
 pub(crate) const SERVER: &str = "5f0c2a1e-0000-4000-8000-000000000001";
 pub(crate) const PROJECT: &str = "0123456789abcdef0123456789abcdef";
+
+/// Calls by which every file's times are old, on a file system that notes every write.
+pub(crate) fn settled() -> FileCalls {
+    FileCalls {
+        notes_writes: |_| Ok(true),
+        time: |file| Ok(file.metadata()?.ctime() + 10),
+        ..FileCalls::default()
+    }
+}
 
 /// A directory with one server, whose disks a test declares.
 pub(crate) struct Site {
@@ -154,23 +164,34 @@ pub(crate) fn patch(path: &Path, offset: u64, bytes: &[u8]) {
     File::options().write(true).open(path).unwrap().write_all_at(bytes, offset).unwrap();
 }
 
-/// Everything on a disk, by its extents, which must cover it exactly; zero extents are
-/// read too and must be zeroes.
-pub(crate) fn read_all(reader: &Arc<dyn DiskReader>) -> Vec<u8> {
-    let size = usize::try_from(reader.size_bytes()).unwrap();
-    let mut bytes = vec![0xee; size];
+/// The extents of a disk, which must cover it exactly.
+pub(crate) fn extents(reader: &Arc<dyn DiskReader>) -> Vec<Extent> {
+    let mut extents = Vec::new();
     let mut offset = 0;
     while offset < reader.size_bytes() {
         let extent = reader.next_extent(offset).unwrap();
         assert_eq!(extent.offset, offset);
         assert!(extent.length_bytes >= 1 && offset + extent.length_bytes <= reader.size_bytes());
-        let range = usize::try_from(offset).unwrap()
-            ..usize::try_from(offset + extent.length_bytes).unwrap();
-        reader.read_at(offset, &mut bytes[range.clone()]).unwrap();
-        if extent.kind == kedge_core::ports::ExtentKind::Zero {
+        offset += extent.length_bytes;
+        extents.push(extent);
+    }
+    extents
+}
+
+pub(crate) fn range_of(extent: Extent) -> Range<usize> {
+    let [begin, end] = [extent.offset, extent.offset + extent.length_bytes];
+    usize::try_from(begin).unwrap()..usize::try_from(end).unwrap()
+}
+
+/// Everything on a disk, by its extents; zero extents are read too and must be zeroes.
+pub(crate) fn read_all(reader: &Arc<dyn DiskReader>) -> Vec<u8> {
+    let mut bytes = vec![0xee; usize::try_from(reader.size_bytes()).unwrap()];
+    for extent in extents(reader) {
+        let range = range_of(extent);
+        reader.read_at(extent.offset, &mut bytes[range.clone()]).unwrap();
+        if extent.kind == ExtentKind::Zero {
             assert!(bytes[range].iter().all(|byte| *byte == 0), "a zero extent holds data");
         }
-        offset += extent.length_bytes;
     }
     bytes
 }

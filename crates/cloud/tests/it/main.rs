@@ -9,3 +9,4 @@ mod hostile;
 mod local;
 mod sim;
 mod stage;
+mod tracking;

@@ -16,7 +16,9 @@ use kedge_core::resource::{
 };
 use kedge_core::time::Timestamp;
 
-use crate::files::{Site, guest_write, judge, make_qcow2, make_raw, patch, server_ref, volume_id};
+use crate::files::{
+    Site, guest_write, judge, make_qcow2, make_raw, patch, server_ref, settled, volume_id,
+};
 
 const FIRST_BYTES: usize = (2 << 20) + 1536;
 const SECOND_BYTES: usize = (1 << 20) + 700;
@@ -111,7 +113,7 @@ impl Stage for SimStage {
 }
 
 fn opened(root: PathBuf, clone: CloneFile) -> LocalCloud {
-    LocalCloud::open_with(root, FileCalls { clone, ..FileCalls::default() }).unwrap()
+    LocalCloud::open_with(root, FileCalls { clone, ..settled() }).unwrap()
 }
 
 /// A qcow2 and a raw disk in files.

@@ -4,22 +4,30 @@
 //! (temporary file, fsync, rename, fsync of the directory). Directories are 0700 and
 //! files 0600. The root is made by [`Backend::prepare`] alone and never re-made: an
 //! unmounted or deleted repository is unreachable, not empty.
+//!
+//! A process may be killed between a rename and the sync of the directory. What it
+//! left can be seen and yet be lost with the power, so what others build on is made
+//! durable where it is seen: listed objects, what lies under a fixed name, and deletions
+//! found done. Packs need none of it: nobody looks at one before an index object, written
+//! later, lists it. Locks need none either: they die with their processes.
 
 use std::{
     collections::HashSet,
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, ErrorKind, Read, Write},
-    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{Backend, BackendError, Listed, ObjectKind, ObjectName};
+use super::{
+    Backend, BackendError, Listed, ObjectKind, ObjectName,
+    disk::{Disk, DiskFile, EntryKind, OsDisk},
+};
 
 /// Objects as files below one directory, laid out as restic's local backend does.
 #[derive(Clone, Debug)]
 pub struct LocalBackend {
     root: PathBuf,
+    disk: Arc<dyn Disk>,
     /// Directories whose own entries this process has made durable.
     known_dirs: Arc<Mutex<HashSet<PathBuf>>>,
 }
@@ -30,7 +38,12 @@ const TEMPORARY_TRIES: usize = 16;
 impl LocalBackend {
     /// The repository in `root`. Nothing is read or made yet.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), known_dirs: Arc::default() }
+        Self::on_disk(Arc::new(OsDisk), root)
+    }
+
+    /// The repository in `root` of another file system than the machine's, for tests.
+    pub fn on_disk(disk: Arc<dyn Disk>, root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), disk, known_dirs: Arc::default() }
     }
 
     /// The directory.
@@ -57,7 +70,7 @@ impl LocalBackend {
             | ObjectKind::Lock
             | ObjectKind::Mark => self.path(&ObjectName::Config),
         };
-        match fs::metadata(&landmark) {
+        match self.disk.stat(&landmark) {
             Ok(_) => Ok(()),
             Err(error) if is_absent(&error) || error.kind() == ErrorKind::NotADirectory => {
                 Err(BackendError::Unreachable {
@@ -81,20 +94,21 @@ impl LocalBackend {
 
     /// Makes a directory below the root, and its ancestors up to the root.
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        if dir == self.root || (self.known_dirs().contains(dir) && dir.is_dir()) {
+        let is_dir = || matches!(self.disk.stat(dir), Ok(EntryKind::Dir));
+        if dir == self.root || (self.known_dirs().contains(dir) && is_dir()) {
             return Ok(());
         }
         let Some(parent) = dir.parent() else {
             return Err(ErrorKind::NotFound.into());
         };
         self.create_dir(parent)?;
-        match DirBuilder::new().mode(0o700).create(dir) {
+        match self.disk.create_dir(dir) {
             Ok(()) => {}
             // Whoever made it may have died before its entry was durable.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
-        sync_dir(parent)?;
+        self.disk.sync_dir(parent)?;
         self.known_dirs().insert(dir.to_owned());
         Ok(())
     }
@@ -105,15 +119,15 @@ impl LocalBackend {
 
     /// A new temporary file under an exclusive lock, which tells
     /// [`Backend::remove_leftovers`] that its writer lives.
-    fn create_temporary(&self) -> io::Result<(File, PathBuf)> {
+    fn create_temporary(&self) -> io::Result<(Box<dyn DiskFile>, PathBuf)> {
         let dir = self.temporary_dir();
         self.create_dir(&dir)?;
         for _ in 0..TEMPORARY_TRIES {
             let number = getrandom::u64().map_err(io::Error::other)?;
             let path = dir.join(format!("{number:016x}"));
-            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+            let file = self.disk.create_file(&path)?;
             // A cleaner may have locked or removed the file before we locked it.
-            if file.try_lock().is_ok() && file.metadata()?.nlink() > 0 {
+            if file.try_lock() && file.is_linked()? {
                 return Ok((file, path));
             }
         }
@@ -127,15 +141,26 @@ impl LocalBackend {
         let (mut file, temporary) = self.create_temporary()?;
         let written = file
             .write_all(bytes)
-            .and_then(|()| file.sync_all())
-            .and_then(|()| fs::rename(&temporary, &path));
+            .and_then(|()| file.sync())
+            .and_then(|()| self.disk.rename(&temporary, &path));
         match written {
-            Ok(()) => sync_dir(dir),
+            Ok(()) => self.disk.sync_dir(dir),
             Err(error) => {
                 // The first error is the one to report; a leftover is removed later.
-                let _ = fs::remove_file(&temporary);
+                let _ = self.disk.remove_file(&temporary);
                 Err(error)
             }
+        }
+    }
+
+    /// Makes what a directory shows durable. One that is not there shows nothing, and
+    /// nothing is in flight on a disk that is mounted for reading.
+    fn sync_if_there(&self, dir: &Path) -> Result<(), BackendError> {
+        match self.disk.sync_dir(dir) {
+            Ok(()) => Ok(()),
+            Err(error) if is_absent(&error) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => Ok(()),
+            Err(error) => Err(failure(&error)),
         }
     }
 
@@ -145,22 +170,15 @@ impl LocalBackend {
         dir: &Path,
         found: &mut Vec<Listed>,
     ) -> Result<(), BackendError> {
-        let entries = match fs::read_dir(dir) {
+        let entries = match self.disk.list_dir(dir) {
             Ok(entries) => entries,
             Err(error) if is_absent(&error) => return self.require_place(kind),
             Err(error) => return Err(failure(&error)),
         };
         for entry in entries {
-            let entry = entry.map_err(|error| failure(&error))?;
-            let name = entry.file_name().to_str().and_then(|text| ObjectName::parse(kind, text));
-            let Some(name) = name else { continue };
-            match entry.metadata() {
-                Ok(metadata) if metadata.is_file() => {
-                    found.push(Listed { name, size_bytes: metadata.len() });
-                }
-                Ok(_) => {}
-                Err(error) if is_absent(&error) => {}
-                Err(error) => return Err(failure(&error)),
+            let name = entry.name.to_str().and_then(|text| ObjectName::parse(kind, text));
+            if let (Some(name), EntryKind::File { size_bytes }) = (name, entry.kind) {
+                found.push(Listed { name, size_bytes });
             }
         }
         Ok(())
@@ -170,7 +188,7 @@ impl LocalBackend {
 impl Backend for LocalBackend {
     /// Makes the root, but not its parent: a parent that vanished is an unmounted disk.
     fn prepare(&self) -> Result<(), BackendError> {
-        match DirBuilder::new().mode(0o700).create(&self.root) {
+        match self.disk.create_dir(&self.root) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(error) if is_absent(&error) => {
@@ -181,7 +199,7 @@ impl Backend for LocalBackend {
             Err(error) => return Err(failure(&error)),
         }
         let parent = self.root.parent().filter(|p| !p.as_os_str().is_empty());
-        sync_dir(parent.unwrap_or(Path::new("."))).map_err(|error| failure(&error))
+        self.disk.sync_dir(parent.unwrap_or(Path::new("."))).map_err(|error| failure(&error))
     }
 
     fn put(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), BackendError> {
@@ -193,15 +211,20 @@ impl Backend for LocalBackend {
     }
 
     fn get(&self, name: &ObjectName, bytes_max: u64) -> Result<Vec<u8>, BackendError> {
-        let file = File::open(self.path(name)).map_err(|error| self.reading(name, &error))?;
-        let mut bytes = Vec::new();
-        let mut limited = file.take(bytes_max.saturating_add(1));
-        limited.read_to_end(&mut bytes).map_err(|error| failure(&error))?;
+        let path = self.path(name);
+        let file = self.disk.open_file(&path);
+        let mut file = file.map_err(|error| self.reading(name, &error))?;
+        let bytes = file.read_up_to(bytes_max.saturating_add(1));
+        let bytes = bytes.map_err(|error| failure(&error))?;
+        if let ObjectName::Config | ObjectName::Access = name {
+            self.sync_if_there(path.parent().unwrap_or(&self.root))?;
+        }
         if bytes.len() as u64 > bytes_max { Err(BackendError::TooLarge) } else { Ok(bytes) }
     }
 
     fn read_at(&self, name: &ObjectName, offset: u64, buf: &mut [u8]) -> Result<(), BackendError> {
-        let file = File::open(self.path(name)).map_err(|error| self.reading(name, &error))?;
+        let file = self.disk.open_file(&self.path(name));
+        let file = file.map_err(|error| self.reading(name, &error))?;
         file.read_exact_at(buf, offset).map_err(|error| match error.kind() {
             ErrorKind::UnexpectedEof => BackendError::Truncated,
             _ => failure(&error),
@@ -209,8 +232,9 @@ impl Backend for LocalBackend {
     }
 
     fn find_size(&self, name: &ObjectName) -> Result<Option<u64>, BackendError> {
-        match fs::metadata(self.path(name)) {
-            Ok(metadata) => Ok(Some(metadata.len())),
+        match self.disk.stat(&self.path(name)) {
+            Ok(EntryKind::File { size_bytes }) => Ok(Some(size_bytes)),
+            Ok(EntryKind::Dir | EntryKind::Other) => Err(failure(&ErrorKind::IsADirectory.into())),
             Err(error) => match self.reading(name, &error) {
                 BackendError::NotFound => Ok(None),
                 other => Err(other),
@@ -220,17 +244,16 @@ impl Backend for LocalBackend {
 
     fn list(&self, kind: ObjectKind) -> Result<Vec<Listed>, BackendError> {
         let mut found = Vec::new();
-        match kind {
-            ObjectKind::Config => self.list_dir(kind, &self.root, &mut found)?,
-            ObjectKind::Access => self.list_dir(kind, &self.root.join("kedge"), &mut found)?,
-            ObjectKind::Key => self.list_dir(kind, &self.root.join("keys"), &mut found)?,
-            ObjectKind::Index => self.list_dir(kind, &self.root.join("index"), &mut found)?,
-            ObjectKind::Snapshot => {
-                self.list_dir(kind, &self.root.join("snapshots"), &mut found)?;
-            }
-            ObjectKind::Lock => self.list_dir(kind, &self.root.join("locks"), &mut found)?,
-            ObjectKind::Mark => {
-                self.list_dir(kind, &self.root.join("kedge/marks"), &mut found)?;
+        let dir = match kind {
+            ObjectKind::Config => self.root.clone(),
+            ObjectKind::Access => self.root.join("kedge"),
+            ObjectKind::Key => self.root.join("keys"),
+            ObjectKind::Index => self.root.join("index"),
+            ObjectKind::Snapshot => self.root.join("snapshots"),
+            ObjectKind::Mark => self.root.join("kedge/marks"),
+            ObjectKind::Lock => {
+                self.list_dir(kind, &self.root.join("locks"), &mut found)?;
+                return Ok(found);
             }
             ObjectKind::Pack => {
                 self.require_place(kind)?;
@@ -238,34 +261,36 @@ impl Backend for LocalBackend {
                     let dir = self.root.join("data").join(format!("{first:02x}"));
                     self.list_dir(kind, &dir, &mut found)?;
                 }
+                return Ok(found);
             }
-        }
+        };
+        self.list_dir(kind, &dir, &mut found)?;
+        self.sync_if_there(&dir)?;
         Ok(found)
     }
 
     fn delete(&self, name: &ObjectName) -> Result<(), BackendError> {
         let path = self.path(name);
-        match fs::remove_file(&path) {
-            Ok(()) => {
-                sync_dir(path.parent().unwrap_or(&self.root)).map_err(|error| failure(&error))
-            }
+        let dir = path.parent().unwrap_or(&self.root);
+        match self.disk.remove_file(&path) {
+            Ok(()) => self.disk.sync_dir(dir).map_err(|error| failure(&error)),
             Err(error) => match self.reading(name, &error) {
-                BackendError::NotFound => Ok(()),
+                BackendError::NotFound => self.sync_if_there(dir),
                 other => Err(other),
             },
         }
     }
 
     fn remove_leftovers(&self) -> Result<(), BackendError> {
-        let entries = match fs::read_dir(self.temporary_dir()) {
+        let entries = match self.disk.list_dir(&self.temporary_dir()) {
             Ok(entries) => entries,
             Err(error) if is_absent(&error) => return Ok(()),
             Err(error) => return Err(failure(&error)),
         };
         for entry in entries {
-            let path = entry.map_err(|error| failure(&error))?.path();
-            let removed = match OpenOptions::new().write(true).open(&path) {
-                Ok(file) if file.try_lock().is_ok() => fs::remove_file(&path),
+            let path = self.temporary_dir().join(entry.name);
+            let removed = match self.disk.open_to_lock(&path) {
+                Ok(file) if file.try_lock() => self.disk.remove_file(&path),
                 Ok(_) => Ok(()),
                 Err(error) => Err(error),
             };
@@ -276,10 +301,6 @@ impl Backend for LocalBackend {
         }
         Ok(())
     }
-}
-
-fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
 }
 
 fn is_absent(error: &io::Error) -> bool {
@@ -308,7 +329,7 @@ fn failure(error: &io::Error) -> BackendError {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{fs, os::unix::fs::PermissionsExt};
 
     use super::*;
     use crate::id::PackId;

@@ -4,10 +4,12 @@ use std::{fmt, sync::Arc};
 
 use crate::id::{IndexId, KeyId, LockId, MarkId, PackId, SnapshotId};
 
+mod disk;
 mod local;
 mod memory;
 mod s3;
 
+pub use disk::{DirEntry, Disk, DiskFile, EntryKind};
 pub use local::LocalBackend;
 pub use memory::MemoryBackend;
 pub use s3::{

@@ -196,6 +196,10 @@ impl<S: Sink> Sink for ThrottledSink<S> {
         self.bucket.take(0);
         self.inner.write_zeroes(offset, len)
     }
+
+    fn flush(&self) -> Result<(), SinkError> {
+        self.inner.flush()
+    }
 }
 
 #[cfg(test)]
@@ -270,6 +274,24 @@ mod tests {
             sink.write_zeroes(0, 1 << 40).unwrap();
         }
         assert_eq!(pace.now(), Duration::from_millis(109_900));
+    }
+
+    #[test]
+    fn a_throttled_sink_still_makes_its_bytes_durable() {
+        struct Unflushable;
+        impl Sink for Unflushable {
+            fn write_at(&self, _offset: u64, _bytes: &[u8]) -> Result<(), SinkError> {
+                Ok(())
+            }
+            fn write_zeroes(&self, _offset: u64, _len: u64) -> Result<(), SinkError> {
+                Ok(())
+            }
+            fn flush(&self) -> Result<(), SinkError> {
+                Err(SinkError { retryable: false, text: "the disk is gone".to_owned() })
+            }
+        }
+        let (_, bucket) = bucket(None, None);
+        assert!(ThrottledSink::new(Unflushable, bucket).flush().is_err());
     }
 
     #[test]

@@ -8,10 +8,14 @@
 
 mod backends;
 mod corruption;
+mod crash;
 mod faults;
 mod moto;
+mod passwords;
 mod proxy;
+mod reading;
 mod restic;
+mod scenario;
 mod sessions;
 mod support;
 mod volumes;

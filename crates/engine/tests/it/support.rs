@@ -177,7 +177,13 @@ pub(crate) fn threads(count: usize) -> NonZeroUsize {
 }
 
 pub(crate) fn store_options() -> StoreOptions {
-    StoreOptions { chunk_size: None, zstd_level: 1, threads: threads(2), modified_at: now() }
+    StoreOptions {
+        chunk_size: None,
+        zstd_level: 1,
+        threads: threads(2),
+        modified_at: now(),
+        verify_before_store: true,
+    }
 }
 
 pub(crate) fn cut_into(chunk_size: ChunkSize) -> StoreOptions {
@@ -265,4 +271,16 @@ pub(crate) fn try_restic(repo: &Path, arguments: &[&str]) -> Output {
         .env("RESTIC_PASSWORD", PASSWORD)
         .output()
         .expect("these tests need restic (Debian package restic)")
+}
+
+/// Whether the long form of the tests was asked for.
+pub(crate) fn is_long() -> bool {
+    std::env::var_os("KEDGE_TEST_LONG").is_some()
+}
+
+/// Hands a line to `cargo xtask ci`, which prints all of them at its end.
+pub(crate) fn report_figure(name: &str, line: &str) {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("figures");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join(name), format!("{line}\n")).unwrap();
 }

@@ -214,10 +214,11 @@ fn a_recovery_kit_needs_neither_service_nor_catalogue_and_overwrites_nothing() {
 fn a_lost_catalogue_is_rebuilt_from_the_repository() {
     let (dir, _) = demo();
     let (_nowhere, config, project) = without_its_catalogue(&dir);
-    let adopt =
-        || run(["repo", "adopt", "--config", config.to_str().unwrap(), "--project", &project]);
-    assert_eq!(stdout(&adopt()), "4 backups adopted\n");
-    assert_eq!(stdout(&adopt()), "0 backups adopted\n", "a second time");
+    let config = config.to_str().unwrap();
+    let verb = ["repo", "rebuild-catalogue", "--config", config, "--project", &project];
+    let told = || stdout(&run(verb));
+    assert_eq!(told(), format!("{project}: 4 backups taken in, 0 known before\n"));
+    assert_eq!(told(), format!("{project}: 0 backups taken in, 4 known before\n"));
 }
 
 /// A new key would wrap new repositories' passwords and be lost when the old one is back.

@@ -9,6 +9,8 @@ mod demo;
 mod hostile;
 mod kedge;
 mod operator;
+mod repo;
+mod rotation;
 mod secrets;
 mod serve;
 mod site;

@@ -21,7 +21,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-const PROJECT: &str = "3f2b9c1d7a6e4c58b0d1e2f3a4b5c6d7";
+pub(crate) const PROJECT: &str = "3f2b9c1d7a6e4c58b0d1e2f3a4b5c6d7";
 pub(crate) const PASSWORD: &str = "correct horse battery staple";
 pub(crate) const SERVER: &str = "5aa119a8-d25b-45a7-8d1b-88e127885635";
 /// Backed up and restored first.
@@ -298,7 +298,7 @@ impl Site {
         kill(Pid::from_raw(i32::try_from(id).unwrap()), signal).unwrap();
     }
 
-    fn halt_file(&self) -> PathBuf {
+    pub(crate) fn halt_file(&self) -> PathBuf {
         self.path("halted")
     }
 

@@ -24,6 +24,23 @@ async fn the_first_password_of_a_repository_wins() {
     assert_eq!(rows, [(project(), true), (stranger(), false)]);
 }
 
+#[tokio::test]
+async fn a_wrapped_password_is_replaced_and_nothing_else_of_its_repository() {
+    let store = Store::open_in_memory().await.unwrap();
+    let unknown = store.replace_wrapped_password(&project(), b"new").await;
+    assert!(matches!(unknown, Err(StoreError::NotFound(_))));
+
+    for (project, at_secs) in [(project(), 1), (stranger(), 2)] {
+        store.create_repository(&project, b"old", at(at_secs)).await.unwrap();
+    }
+    store.mark_repository_made(&project()).await.unwrap();
+    store.replace_wrapped_password(&project(), b"new").await.unwrap();
+    let rows: Vec<_> = store.list_repositories().await.unwrap();
+    let rows: Vec<_> =
+        rows.into_iter().map(|r| (r.wrapped_password, r.made, r.created_at)).collect();
+    assert_eq!(rows, [(b"new".to_vec(), true, at(1)), (b"old".to_vec(), false, at(2))]);
+}
+
 fn token(number: u8, user: &str, expires_at: i64) -> TokenRow {
     TokenRow {
         hash: TokenHash([number; 32]),

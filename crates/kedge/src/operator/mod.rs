@@ -1,22 +1,32 @@
 //! What an operator does by hand, beside the service or without it.
 
+pub(crate) mod key;
+pub(crate) mod repo;
+mod report;
+
 use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 
-use kedge_core::ids::ProjectId;
 use kedge_service::identity::{Identity, UsersSource};
 use kedge_service::keys::ServiceKey;
 use kedge_service::repositories::Repositories;
 use kedge_store::Store;
 use zeroize::Zeroizing;
 
-use crate::arguments::{AdoptOptions, KitOptions};
 use crate::config::{Checked, Config};
 use crate::failure::{Failure, OrFail as _};
-use crate::node::Node;
 use crate::outside::SystemClock;
-use crate::{places, private};
+use crate::{node, places, private};
+
+/// What a verb found; the exit code tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// Nothing wrong.
+    Good,
+    /// Problems, which it has told.
+    Problems,
+}
 
 /// Longest password read: longer ones are a file given by mistake.
 const PASSWORD_BYTES_MAX: usize = 1024;
@@ -74,36 +84,46 @@ pub(crate) fn hash_password() -> Result<(), Failure> {
     say(&kedge_service::identity::hash_password(password).or_fail("hashing the password")?)
 }
 
-/// Writes what stock restic needs. An empty catalogue will do: the wrapped password also
-/// lies beside the repository, so this works while the service holds the real one and
-/// after it was lost.
-pub(crate) async fn recovery_kit(options: &KitOptions) -> Result<(), Failure> {
-    let config = Checked::read(&options.config)?;
+fn repositories(config: &Checked, key: ServiceKey, store: Store) -> Result<Repositories, Failure> {
+    let (places, kdf) = (places::open(config)?, config.settings.kdf);
+    Ok(Repositories::new(places, Arc::new(key), store, Arc::new(SystemClock), kdf))
+}
+
+/// The repositories without the catalogue: the wrapped passwords also lie beside them, so
+/// this works while the service holds the catalogue and after it was lost.
+async fn without_catalogue(config: &Checked) -> Result<Repositories, Failure> {
     let key = ServiceKey::load(&config.service_key).or_fail("service_key")?;
     let nothing = Store::open_in_memory().await.or_fail("an empty catalogue")?;
-    let repositories = Repositories::new(
-        places::open(&config)?,
-        Arc::new(key),
-        nothing,
-        Arc::new(SystemClock),
-        config.settings.kdf,
-    );
-    let project = ProjectId::new(&options.project);
-    let kit = repositories.recovery_kit(&project).await.or_fail("recovery kit")?;
-    let kit = Zeroizing::new(kit);
-    match &options.out {
-        Some(path) => private::write_file(path, &kit).or_fail(path.display()),
-        None => say(kit.trim_end()),
+    repositories(config, key, nothing)
+}
+
+/// Takes the catalogue, which no service can use meanwhile.
+async fn own_catalogue(config: &Checked) -> Result<Store, Failure> {
+    require_owner(&config.state_dir)?;
+    if let Some(problem) = config.check_machine_for_repositories().first() {
+        return Err(Failure::new(problem.to_string()));
+    }
+    node::make_dirs(config)?;
+    Store::open(&config.state_dir.join("catalogue.sqlite")).await.or_fail("catalogue")
+}
+
+/// What another user made here the service could not read.
+fn require_owner(dir: &Path) -> Result<(), Failure> {
+    match private::owned_by_other(dir) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(Failure::new(format!(
+            "{} belongs to another user: run this as the user of the service",
+            dir.display()
+        ))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).or_fail(dir.display()),
     }
 }
 
-/// Rebuilds records from the repository. Takes the catalogue for itself meanwhile.
-pub(crate) async fn adopt(options: &AdoptOptions) -> Result<(), Failure> {
-    let config = Checked::read(&options.config)?;
-    let node = Node::open(&config).await?;
-    let adopted = node.app().adopt_records(&ProjectId::new(&options.project)).await;
-    node.close().await;
-    say(&format!("{} backups adopted", adopted.or_fail("adopting backups")?))
+/// A line on standard error, beside the result.
+fn note(line: &str) {
+    // Nobody need read it.
+    let _ = writeln!(std::io::stderr(), "kedge: {line}");
 }
 
 /// A line on standard output.
