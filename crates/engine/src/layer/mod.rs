@@ -3,6 +3,7 @@
 
 mod crash;
 mod fault;
+mod foreign;
 mod made_up;
 mod pace;
 mod retry;
@@ -10,6 +11,7 @@ mod throttle;
 
 pub use crash::{Loss, Replay, SimulatedDisk};
 pub use fault::{Fault, FaultBackend, Operation};
+pub use foreign::ForeignLock;
 pub use made_up::{look_up_made_up, store_made_up_index};
 pub use pace::Pace;
 pub use retry::{Retry, RetryLimits};
