@@ -207,7 +207,8 @@ fn wire(config: &Checked, store: &Store, clock: Arc<SystemClock>) -> Result<App,
         store.clone(),
         clock.clone(),
         settings.kdf,
-    );
+    )
+    .with_index_cache(config.index_cache_dir());
     let identity = Identity::new(
         UsersSource::File(config.users.clone()),
         store.clone(),
