@@ -14,6 +14,7 @@ mod prune;
 mod restic;
 mod restic_prune;
 mod scenario;
+mod schedules;
 mod sessions;
 mod support;
 mod volumes;
