@@ -1,21 +1,21 @@
 //! The engine's own judgement of a repository. Sharper than restic's in one point: a
 //! file's size must be the sum of its blobs.
 
-use std::collections::{HashMap, HashSet};
-
-use sha2::{Digest, Sha256};
+use std::{collections::HashSet, num::NonZeroUsize, thread};
 
 use crate::{
-    backend::{ObjectKind, ObjectName},
-    blob::{BlobKind, Decoder},
-    control::CancelFlag,
+    backend::ObjectName,
+    blob::BlobKind,
+    chunk::zero_block_id,
+    control::{CancelFlag, NoProgress},
     error::EngineError,
-    id::{PackId, TreeId},
-    index,
-    pack::{self, HEADER_LENGTH_BYTES, PackEntry, PackedBlob},
+    id::TreeId,
+    list::Entry,
+    marks::PackDamage,
     read::blob_name,
     repository::{Indexed, Repository},
     tree::{Node, NodeKind},
+    verify::{PackCatalogue, VerifyOptions, VerifyOutcome},
 };
 
 /// Whether a check reads the packs.
@@ -70,10 +70,18 @@ impl CheckReport {
     fn note_if_damaged(&mut self, checked: Result<(), EngineError>) -> Result<(), EngineError> {
         checked.or_else(|error| self.note(error))
     }
+
+    fn note_packs(&mut self, damaged: Vec<PackDamage>) {
+        let problem = |damage: PackDamage| Problem {
+            object: ObjectName::Pack(damage.pack).to_string(),
+            what: damage.what,
+        };
+        self.problems.extend(damaged.into_iter().map(problem));
+    }
 }
 
-/// Packs are hashed in pieces of this size.
-const PIECE_BYTES: u64 = 1 << 20;
+/// More would hold more packs in memory than a check is worth.
+const THREADS_MAX: usize = 4;
 
 impl Repository<Indexed> {
     /// Looks at everything the snapshots need. What is wrong with the repository is in
@@ -105,110 +113,30 @@ impl Repository<Indexed> {
         cancel: &CancelFlag,
         report: &mut CheckReport,
     ) -> Result<(), EngineError> {
-        let mut sizes = HashMap::new();
-        for listed in self.vault.list(ObjectKind::Pack)? {
-            if let ObjectName::Pack(id) = listed.name {
-                sizes.insert(id, listed.size_bytes);
-            }
-        }
-        let mut seen = HashSet::new();
-        for object in index::list_objects(&self.vault)? {
-            let packs = match index::load_object(&self.vault, object) {
-                Ok(packs) => packs,
-                Err(error) => {
-                    report.note(error)?;
-                    continue;
-                }
-            };
-            for pack in packs {
-                cancel.check()?;
-                report.blobs += pack.blobs.len() as u64;
-                if seen.insert(pack.id) {
-                    report.packs += 1;
-                    let checked = self.check_pack(&pack, &sizes, read_data, report);
-                    report.note_if_damaged(checked)?;
-                }
-            }
-        }
-        report.unindexed_packs = sizes.keys().filter(|id| !seen.contains(id)).count() as u64;
-        Ok(())
-    }
-
-    fn check_pack(
-        &self,
-        pack: &PackEntry,
-        sizes: &HashMap<PackId, u64>,
-        read_data: ReadData,
-        report: &mut CheckReport,
-    ) -> Result<(), EngineError> {
-        let name = ObjectName::Pack(pack.id);
-        let size = *sizes.get(&pack.id).ok_or_else(|| EngineError::damaged(name, "missing"))?;
-        let expected = pack::pack_bytes(&pack.blobs);
-        if size != expected {
-            let what = format!("has {size} bytes, by the index {expected}");
-            return Err(EngineError::damaged(name, what));
-        }
+        let catalogue = PackCatalogue::load(&self.vault, &mut report.problems)?;
+        report.packs = catalogue.packs();
+        report.blobs = catalogue.blobs;
+        report.unindexed_packs = catalogue.unindexed_packs();
+        cancel.check()?;
         match read_data {
-            ReadData::No => Ok(()),
+            ReadData::No => report.note_packs(catalogue.misfits()),
             ReadData::Yes => {
-                report.read_bytes += 2 * size;
-                self.read_pack(pack, size)
+                let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+                let threads = NonZeroUsize::new(processors.min(THREADS_MAX));
+                let options = VerifyOptions {
+                    threads: threads.unwrap_or(NonZeroUsize::MIN),
+                    cancel: cancel.clone(),
+                    after: None,
+                    bytes_max: u64::MAX,
+                };
+                let outcome = VerifyOutcome::default();
+                let outcome = self.verify_packs(&catalogue, &options, outcome, &NoProgress)?;
+                cancel.check()?;
+                report.read_bytes = outcome.read_bytes;
+                report.note_packs(outcome.damaged);
             }
         }
-    }
-
-    fn read_pack(&self, pack: &PackEntry, size: u64) -> Result<(), EngineError> {
-        let name = ObjectName::Pack(pack.id);
-        if self.hash_pack(&name, size)? != pack.id.0 {
-            return Err(EngineError::damaged(name, "does not have the hash it is named by"));
-        }
-        let mut blobs = pack.blobs.clone();
-        blobs.sort_by_key(|blob| blob.offset);
-        if self.read_header(&name, size)? != blobs {
-            return Err(EngineError::damaged(name, "lists other blobs than the index"));
-        }
-        let mut decoder = Decoder::new()?;
-        let mut sealed = Vec::new();
-        for blob in &blobs {
-            sealed.resize(blob.shape.length as usize, 0);
-            self.vault.read_at(&name, u64::from(blob.offset), &mut sealed)?;
-            let opened = decoder.decode_verified(&self.vault.key, &sealed, blob.shape, blob.id);
-            opened.map_err(|fault| {
-                EngineError::damaged(name, format!("{} {fault}", blob_name(blob.kind, blob.id)))
-            })?;
-        }
         Ok(())
-    }
-
-    fn hash_pack(&self, name: &ObjectName, size: u64) -> Result<[u8; 32], EngineError> {
-        let mut hash = Sha256::new();
-        let mut piece = Vec::new();
-        let mut offset = 0;
-        while offset < size {
-            let len = PIECE_BYTES.min(size - offset);
-            piece.resize(usize::try_from(len).unwrap_or(0), 0);
-            self.vault.read_at(name, offset, &mut piece)?;
-            hash.update(&piece);
-            offset += len;
-        }
-        Ok(hash.finalize().into())
-    }
-
-    /// The pack has the size its blobs and their header add up to.
-    fn read_header(&self, name: &ObjectName, size: u64) -> Result<Vec<PackedBlob>, EngineError> {
-        let damaged = |what: &str| EngineError::damaged(name, what);
-        let mut field = [0; HEADER_LENGTH_BYTES];
-        let header_end = size - field.len() as u64;
-        self.vault.read_at(name, header_end, &mut field)?;
-        let length = u32::from_le_bytes(field);
-        let start = header_end.checked_sub(u64::from(length));
-        let start = start.ok_or_else(|| damaged("has a header longer than itself"))?;
-        let mut sealed = vec![0; length as usize];
-        self.vault.read_at(name, start, &mut sealed)?;
-        let header = self.vault.key.open(&sealed);
-        let header =
-            header.map_err(|_| damaged("has a header not sealed by the repository's key"))?;
-        pack::parse_header(&header).ok_or_else(|| damaged("has a senseless header"))
     }
 
     fn check_snapshots(
@@ -266,12 +194,16 @@ impl Repository<Indexed> {
         let content = node.content.as_ref();
         let content = content.ok_or_else(|| node_damage(tree, node, "has no list of blobs"))?;
         let mut sum: u64 = 0;
-        for id in content {
-            let len = self.data_bytes_of(*id)?.ok_or_else(|| {
-                let blob = blob_name(BlobKind::Data, *id);
+        for entry in content.entries() {
+            let (id, count) = match entry {
+                Entry::Zeroes(count) => (zero_block_id(), count),
+                Entry::Data(id) => (id, 1),
+            };
+            let len = self.data_bytes_of(id)?.ok_or_else(|| {
+                let blob = blob_name(BlobKind::Data, id);
                 node_damage(tree, node, &format!("needs {blob}, which is missing"))
             })?;
-            sum = sum.saturating_add(u64::from(len));
+            sum = sum.saturating_add(u64::from(len) * u64::from(count));
         }
         if sum == node.size {
             return Ok(());

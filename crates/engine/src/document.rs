@@ -54,9 +54,16 @@ pub(crate) fn to_json<T: Serialize>(value: &T) -> Result<Zeroizing<Vec<u8>>, Eng
 
 /// The error's text names the place, never the content.
 pub(crate) fn from_json<T: DeserializeOwned>(json: &[u8]) -> Result<T, String> {
-    serde_json::from_slice(json).map_err(|error| {
-        format!("is not the JSON it must be, line {} column {}", error.line(), error.column())
-    })
+    serde_json::from_slice(json).map_err(|error| name_place(&error))
+}
+
+/// The same from a stream.
+pub(crate) fn read_json<T: DeserializeOwned>(json: impl Read) -> Result<T, String> {
+    serde_json::from_reader(json).map_err(|error| name_place(&error))
+}
+
+fn name_place(error: &serde_json::Error) -> String {
+    format!("is not the JSON it must be, line {} column {}", error.line(), error.column())
 }
 
 #[cfg(test)]

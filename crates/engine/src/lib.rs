@@ -10,13 +10,18 @@ mod control;
 mod crypto;
 mod document;
 mod error;
+mod fingerprint;
 mod id;
 mod index;
 mod keys;
 pub mod layer;
+mod list;
 mod lock;
 mod marks;
 mod pack;
+mod parallel;
+#[cfg(test)]
+mod parsers;
 mod pipeline;
 mod plan;
 mod polynomial;
@@ -28,13 +33,16 @@ mod session;
 mod snapshot;
 mod source;
 mod store;
+mod stream;
 mod time;
 mod tree;
 mod vault;
+mod verify;
 
 pub use backend::{
-    Backend, BackendError, DirEntry, Disk, DiskFile, EntryKind, Listed, LocalBackend,
-    MemoryBackend, ObjectKind, ObjectName,
+    Addressing, Backend, BackendError, ConditionalPut, CredentialsFile, DirEntry, Disk, DiskFile,
+    EntryKind, Listed, LocalBackend, MemoryBackend, NoCredential, ObjectKind, ObjectName,
+    S3Backend, S3Bucket, S3Capabilities, S3Credential, S3Credentials, S3Options, S3Timeouts,
 };
 pub use check::{CheckReport, Problem, ReadData};
 pub use chunk::ChunkSize;
@@ -45,13 +53,15 @@ pub use id::{
     BlobId, IndexId, InvalidId, KeyId, LockId, MarkId, PackId, RepositoryId, SnapshotId, TreeId,
 };
 pub use index::IndexReport;
+pub use list::{BlobIds, BlobList};
 pub use marks::PackDamage;
 pub use prune::{ForeignLocks, Freed, PruneOptions, PruneReport, Stats};
 pub use read::{SnapshotView, VolumeView};
 pub use repository::{Closed, CreateOptions, Indexed, Open, Repository};
-pub use restore::{ReadOptions, ReadReport};
+pub use restore::{ReadOptions, ReadReport, RestoreCursor, Resume};
 pub use session::Session;
 pub use snapshot::{Snapshot, SnapshotMeta};
 pub use source::{Extent, ExtentKind, Sink, SinkError, Source, SourceError};
 pub use store::{StoreOptions, StoredVolume};
 pub use time::{InvalidTime, Timestamp};
+pub use verify::{VerifyOptions, VerifyOutcome};

@@ -62,7 +62,8 @@ impl PackBuilder {
 
     /// Whether a blob of so many plain bytes fits in, were it not to shrink at all.
     pub(crate) fn has_room(&self, plain_bytes: usize) -> bool {
-        self.is_empty() || self.bytes.len() + plain_bytes + SEAL_BYTES <= PACK_BYTES
+        let sealed_bytes = plain_bytes.saturating_add(SEAL_BYTES);
+        self.is_empty() || self.bytes.len().saturating_add(sealed_bytes) <= PACK_BYTES
     }
 
     pub(crate) fn push(
@@ -80,8 +81,22 @@ impl PackBuilder {
         Ok(shape)
     }
 
-    /// Takes over a blob as it lies in another pack.
+    /// Adds a blob that `seal` appends to the bytes it is given.
     pub(crate) fn push_sealed(
+        &mut self,
+        id: BlobId,
+        seal: impl FnOnce(&mut Vec<u8>) -> Result<Shape, EngineError>,
+    ) -> Result<(), EngineError> {
+        let start = self.bytes.len();
+        let offset = offset(start)?;
+        let shape = seal(&mut self.bytes)?;
+        self.hash.update(&self.bytes[start..]);
+        self.blobs.push(PackedBlob { id, kind: self.kind, offset, shape });
+        Ok(())
+    }
+
+    /// Takes over a blob as it lies in another pack.
+    pub(crate) fn push_copy(
         &mut self,
         id: BlobId,
         shape: Shape,

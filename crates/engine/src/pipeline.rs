@@ -380,3 +380,43 @@ impl Drop for Leaving<'_, '_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::ChunkSize;
+
+    #[test]
+    fn buffers_of_two_workers_stay_below_a_hundred_mebibytes() {
+        let two = NonZeroUsize::new(2).unwrap();
+        for chunk_size in ChunkSize::ALL {
+            let chunk_bytes = chunk_size.bytes() as usize;
+            let dimensions = Dimensions::new(two, chunk_bytes);
+            let bytes = dimensions.pack_buffers * PACK_BYTES
+                + dimensions.chunk_buffers * chunk_bytes
+                // What a blob is opened into again.
+                + dimensions.workers * 2 * chunk_bytes;
+            assert!(bytes <= 100 << 20, "{chunk_size:?}: {bytes}");
+            assert!(dimensions.chunk_buffers > dimensions.workers, "nothing is read ahead");
+            assert!(dimensions.readers > 1, "nothing is read at the same time");
+        }
+    }
+
+    #[test]
+    fn a_closed_queue_gives_what_is_left_and_then_nothing() {
+        let queue = Queue::new([1]);
+        queue.push(2);
+        queue.close();
+        assert_eq!([queue.pop(), queue.pop(), queue.pop()], [Some(1), Some(2), None]);
+    }
+
+    #[test]
+    fn closing_a_queue_wakes_whoever_waits() {
+        let queue = Queue::<u8>::new([]);
+        thread::scope(|scope| {
+            let waiting: Vec<_> = (0..3).map(|_| scope.spawn(|| queue.pop())).collect();
+            queue.close();
+            assert!(waiting.into_iter().all(|waiting| waiting.join().unwrap().is_none()));
+        });
+    }
+}

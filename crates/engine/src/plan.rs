@@ -8,8 +8,9 @@ use std::collections::BinaryHeap;
 
 use crate::{
     blob::BlobKind,
-    chunk::{BaseIds, Change, Cut, zero_block_id},
+    chunk::{Base, BaseIds, Change, Cut, zero_block_id},
     error::EngineError,
+    fingerprint::{Fingerprint, Fingerprints},
     id::{BlobId, sha256},
     index::Index,
     source::{Extent, ExtentKind, Source, SourceError},
@@ -18,7 +19,7 @@ use crate::{
 /// One of so many kept chunks is sampled,
 const SAMPLE_ONE_IN: u64 = 1000;
 /// and at least so many of a volume.
-const SAMPLES_MIN: usize = 10;
+pub(crate) const SAMPLES_MIN: usize = 10;
 
 /// A chunk to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,12 @@ pub(crate) struct Task {
     pub(crate) len: u32,
     /// The blob it had before.
     pub(crate) base: BlobId,
+    /// The fingerprint it had before, as far as the parent tells.
+    pub(crate) fingerprint: Option<Fingerprint>,
+    /// Whether the blob it had before may be kept if the fingerprint is the same.
+    pub(crate) is_stored: bool,
+    /// Whether it is hashed even though its fingerprint is the same.
+    pub(crate) is_sampled: bool,
     pub(crate) purpose: Purpose,
 }
 
@@ -53,6 +60,9 @@ pub(crate) struct Planner<'a> {
     index: &'a Index,
     cut: Cut,
     base: BaseIds<'a>,
+    fingerprints: Option<&'a Fingerprints>,
+    /// Chunks of the parent so far that are not all zero.
+    number_in_parent: usize,
     chunk: u64,
     extent: Option<Extent>,
     sampler: Sampler,
@@ -66,6 +76,7 @@ impl<'a> Planner<'a> {
         index: &'a Index,
         cut: Cut,
         base: BaseIds<'a>,
+        fingerprints: Option<&'a Fingerprints>,
         seed: &str,
     ) -> Self {
         Self {
@@ -73,6 +84,8 @@ impl<'a> Planner<'a> {
             index,
             cut,
             base,
+            fingerprints,
+            number_in_parent: 0,
             chunk: 0,
             extent: None,
             sampler: Sampler::new(seed),
@@ -92,6 +105,9 @@ impl<'a> Planner<'a> {
                 offset: self.cut.offset(number),
                 len: self.cut.len(number),
                 base: base.id,
+                fingerprint: self.fingerprint_of(base),
+                is_stored: false,
+                is_sampled: self.sampler.is_due(number),
                 purpose: Purpose::Store,
             };
             match self.kind_of(task.offset, u64::from(task.len))? {
@@ -101,7 +117,10 @@ impl<'a> Planner<'a> {
                         return Ok((Some(Task { purpose: Purpose::Sample, ..task }), passed_bytes));
                     }
                 }
-                ExtentKind::Unchanged | ExtentKind::Data => return Ok((Some(task), passed_bytes)),
+                ExtentKind::Unchanged | ExtentKind::Data => {
+                    let is_stored = task.fingerprint.is_some() && self.is_stored(base.id)?;
+                    return Ok((Some(Task { is_stored, ..task }), passed_bytes));
+                }
             }
             passed_bytes += u64::from(task.len);
         }
@@ -110,6 +129,15 @@ impl<'a> Planner<'a> {
 
     pub(crate) fn into_skipped(self) -> Skipped {
         self.skipped
+    }
+
+    fn fingerprint_of(&mut self, base: Base) -> Option<Fingerprint> {
+        if !base.from_parent || base.id == zero_block_id() {
+            return None;
+        }
+        let number = self.number_in_parent;
+        self.number_in_parent += 1;
+        self.fingerprints?.get(number)
     }
 
     fn is_stored(&self, id: BlobId) -> Result<bool, EngineError> {
@@ -179,9 +207,18 @@ impl Sampler {
         Self { seed, chosen: 0, least: BinaryHeap::new() }
     }
 
+    fn score(&self, chunk: u64) -> u64 {
+        mix(self.seed ^ chunk)
+    }
+
+    /// Whether the chunk is one of those sampled in any case.
+    fn is_due(&self, chunk: u64) -> bool {
+        self.score(chunk) < u64::MAX / SAMPLE_ONE_IN
+    }
+
     fn is_chosen(&mut self, task: &Task) -> bool {
-        let score = mix(self.seed ^ u64::from(task.chunk));
-        if score < u64::MAX / SAMPLE_ONE_IN {
+        let score = self.score(u64::from(task.chunk));
+        if task.is_sampled {
             self.chosen += 1;
             return true;
         }
@@ -199,7 +236,16 @@ impl Sampler {
         self.chosen += 1;
         let number = u64::from(chunk);
         let (offset, len) = (cut.offset(number), cut.len(number));
-        Some(Task { chunk, offset, len, base, purpose: Purpose::Sample })
+        Some(Task {
+            chunk,
+            offset,
+            len,
+            base,
+            fingerprint: None,
+            is_stored: true,
+            is_sampled: true,
+            purpose: Purpose::Sample,
+        })
     }
 }
 
@@ -276,8 +322,8 @@ mod tests {
                 (4 * CHUNK, ExtentKind::Zero),
             ],
         );
-        let base = BaseIds::new(cut(4), Some((cut(4), &parent)));
-        let mut planner = Planner::new(&source, &index, cut(4), base.clone(), "s");
+        let base = BaseIds::new(cut(4), Some((cut(4), parent.as_slice().into())));
+        let mut planner = Planner::new(&source, &index, cut(4), base.clone(), None, "s");
         let tasks = tasks(&mut planner);
         assert_eq!(tasks, [(1, Purpose::Store), (2, Purpose::Store), (0, Purpose::Sample)]);
         let skipped = planner.into_skipped();
@@ -292,10 +338,27 @@ mod tests {
         let parent: Vec<_> = (0..3).map(id).collect();
         let index = index_of(&parent[..1]);
         let source = Script(4 * CHUNK, vec![(4 * CHUNK, ExtentKind::Unchanged)]);
-        let base = BaseIds::new(cut(4), Some((cut(3), &parent)));
-        let mut planner = Planner::new(&source, &index, cut(4), base, "s");
+        let base = BaseIds::new(cut(4), Some((cut(3), parent.as_slice().into())));
+        let mut planner = Planner::new(&source, &index, cut(4), base, None, "s");
         let read = [(1, Purpose::Store), (2, Purpose::Store), (3, Purpose::Store)];
         assert_eq!(tasks(&mut planner)[..3], read);
+    }
+
+    #[test]
+    fn only_a_stored_blob_may_be_kept_by_its_fingerprint() {
+        let parent = [id(0), zero_block_id(), id(2), id(3)];
+        let index = index_of(&parent[..1]);
+        let source = Script(5 * CHUNK, vec![(5 * CHUNK, ExtentKind::Data)]);
+        let base = BaseIds::new(cut(5), Some((cut(4), parent.as_slice().into())));
+        let bytes = [10, 12, 0].map(|byte| [byte; 10]).concat();
+        let fingerprints = Fingerprints::from_bytes(bytes);
+        let mut planner = Planner::new(&source, &index, cut(5), base, Some(&fingerprints), "s");
+        let tasks = std::iter::from_fn(|| planner.next().unwrap().0);
+        let known: Vec<_> = tasks.map(|task| (task.fingerprint, task.is_stored)).collect();
+        let stored = |number| fingerprints.get(number);
+        let none = (None, false);
+        assert_eq!(known, [(stored(0), true), none, (stored(1), false), none, none]);
+        assert!(stored(0).is_some() && stored(1).is_some());
     }
 
     #[test]
@@ -304,9 +367,10 @@ mod tests {
             let parent: Vec<_> = (0..chunks).map(id).collect();
             let index = index_of(&parent);
             let source = Script(chunks * CHUNK, vec![(chunks * CHUNK, ExtentKind::Unchanged)]);
-            let base = BaseIds::new(cut(chunks), Some((cut(chunks), &parent)));
+            let base = BaseIds::new(cut(chunks), Some((cut(chunks), parent.as_slice().into())));
             let sample = |seed| {
-                let mut planner = Planner::new(&source, &index, cut(chunks), base.clone(), seed);
+                let mut planner =
+                    Planner::new(&source, &index, cut(chunks), base.clone(), None, seed);
                 tasks(&mut planner)
             };
             let mut sampled = sample("one");
@@ -334,7 +398,8 @@ mod tests {
             }
         }
         let index = Index::default();
-        let mut planner = Planner::new(&Liar, &index, cut(1), BaseIds::new(cut(1), None), "s");
+        let mut planner =
+            Planner::new(&Liar, &index, cut(1), BaseIds::new(cut(1), None), None, "s");
         assert!(matches!(planner.next(), Err(EngineError::Source(_))));
     }
 }

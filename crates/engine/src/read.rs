@@ -6,13 +6,16 @@ use std::{collections::HashSet, sync::Arc};
 use crate::{
     backend::ObjectName,
     blob::{BlobKind, Decoder},
-    chunk::{ChunkSize, Cut, Zeroes},
+    chunk::{ChunkSize, Cut, Zeroes, zero_block_id},
     control::CancelFlag,
     error::EngineError,
     id::{BlobId, SnapshotId, TreeId},
+    index::Location,
+    list::{BlobIds, BlobList, Entry},
     repository::{Indexed, Repository},
     snapshot::Snapshot,
-    tree::{Node, NodeKind, Tree, VOLUME_FILE},
+    stream,
+    tree::{FINGERPRINT_FILE, Node, NodeKind, Tree, VOLUME_FILE},
 };
 
 /// Files beside volumes are read into memory; larger ones are none of ours.
@@ -33,7 +36,9 @@ pub struct VolumeView {
     size_bytes: u64,
     subtree: TreeId,
     chunk_size: Option<ChunkSize>,
-    content: Vec<BlobId>,
+    content: BlobList,
+    /// Size and blobs of the file of fingerprints.
+    fingerprints: Option<(u64, BlobList)>,
 }
 
 impl SnapshotView {
@@ -70,12 +75,15 @@ impl SnapshotView {
         let damaged = |what: &str| EngineError::damaged(format!("volume {name:?}"), what);
         let subtree = dir.subtree.ok_or_else(|| damaged("is a directory without a tree"))?;
         let mut tree = self.repository.load_tree(subtree)?;
+        let is_fingerprints = |node: &&mut Node| node.name == FINGERPRINT_FILE;
+        let fingerprints = tree.nodes.iter_mut().find(is_fingerprints);
+        let fingerprints = fingerprints.and_then(|node| Some((node.size, node.content.take()?)));
         let is_disk = |node: &Node| node.name == VOLUME_FILE && node.kind == NodeKind::File;
         let position = tree.nodes.iter().position(is_disk);
         let node = tree.nodes.swap_remove(position.ok_or_else(|| damaged("has no disk"))?);
         let content = node.content.ok_or_else(|| damaged("has no list of blobs"))?;
         let chunk_size = self.repository.chunk_size_of(node.size, &content)?;
-        Ok(VolumeView { size_bytes: node.size, subtree, chunk_size, content })
+        Ok(VolumeView { size_bytes: node.size, subtree, chunk_size, content, fingerprints })
     }
 
     /// Reads a file beside the volumes.
@@ -87,7 +95,7 @@ impl SnapshotView {
         }
         let mut bytes = Vec::new();
         for id in node.content.iter().flatten() {
-            bytes.extend_from_slice(&self.repository.load_blob(BlobKind::Data, *id)?);
+            bytes.extend_from_slice(&self.repository.load_data(id)?);
             if bytes.len() as u64 > node.size {
                 break;
             }
@@ -117,8 +125,22 @@ impl VolumeView {
     }
 
     /// The volume's blobs in order.
-    pub fn blobs(&self) -> &[BlobId] {
+    pub fn blobs(&self) -> &BlobList {
         &self.content
+    }
+
+    /// The distinct blobs by which the list expresses zeroes.
+    pub(crate) fn zero_blobs(&self) -> impl Iterator<Item = BlobId> + '_ {
+        let zeroes = Zeroes::of_volume(self.size_bytes);
+        let has_block = self.content.len() > self.content.data().len() as u64;
+        let mut of_data = self.content.data().iter().copied();
+        let remainder = of_data.find(move |id| zeroes.len_of(*id).is_some());
+        has_block.then(zero_block_id).into_iter().chain(remainder)
+    }
+
+    /// Size and blobs of the file of fingerprints, if there is one.
+    pub(crate) fn fingerprints(&self) -> Option<&(u64, BlobList)> {
+        self.fingerprints.as_ref()
     }
 
     pub(crate) fn cut(&self) -> Option<Cut> {
@@ -126,8 +148,8 @@ impl VolumeView {
         self.chunk_size.map(cut)
     }
 
-    pub(crate) fn cut_content(&self) -> Option<(Cut, &[BlobId])> {
-        self.cut().map(|cut| (cut, self.content.as_slice()))
+    pub(crate) fn cut_content(&self) -> Option<(Cut, BlobIds<'_>)> {
+        self.cut().map(|cut| (cut, self.content.iter()))
     }
 }
 
@@ -141,26 +163,46 @@ impl Repository<Indexed> {
         Ok(SnapshotView { repository: Arc::clone(self), snapshot, root })
     }
 
-    /// The plain bytes of one blob.
-    pub(crate) fn load_blob(&self, kind: BlobKind, id: BlobId) -> Result<Vec<u8>, EngineError> {
-        let location = self.state.index.find(kind, id)?;
-        let location =
-            location.ok_or_else(|| EngineError::damaged(blob_name(kind, id), "missing"))?;
-        let mut sealed = vec![0; location.shape.length as usize];
-        let pack = ObjectName::Pack(location.pack);
-        self.vault.read_at(&pack, u64::from(location.offset), &mut sealed)?;
+    /// The plain bytes of one blob of data.
+    pub(crate) fn load_data(&self, id: BlobId) -> Result<Vec<u8>, EngineError> {
         let mut decoder = Decoder::new()?;
-        match decoder.decode_verified(&self.vault.key, &sealed, location.shape, id) {
-            Ok(plain) => Ok(plain.to_vec()),
-            Err(fault) => {
-                Err(EngineError::damaged(pack, format!("{} {fault}", blob_name(kind, id))))
-            }
-        }
+        self.load_blob(BlobKind::Data, id, |sealed, location| {
+            let plain = decoder.decode_verified(&self.vault.key, sealed, location.shape, id);
+            plain.map(<[u8]>::to_vec).map_err(|fault| fault.to_string())
+        })
     }
 
+    /// A tree, read as it decompresses.
     pub(crate) fn load_tree(&self, id: TreeId) -> Result<Tree, EngineError> {
-        let json = self.load_blob(BlobKind::Tree, id.blob())?;
-        Tree::parse(&json).map_err(|what| EngineError::damaged(format!("tree {id}"), what))
+        self.load_blob(BlobKind::Tree, id.blob(), |sealed, location| {
+            stream::read_tree(&self.vault.key, sealed, location.shape, id)
+        })
+    }
+
+    /// Reads a blob's sealed bytes and lets `open` make something of them. Places are
+    /// tried from best to worst until one is sound; the error is that of the best.
+    pub(crate) fn load_blob<T>(
+        &self,
+        kind: BlobKind,
+        id: BlobId,
+        mut open: impl FnMut(&[u8], Location) -> Result<T, String>,
+    ) -> Result<T, EngineError> {
+        let mut of_best = None;
+        for location in self.state.index.find_all(kind, id)? {
+            let pack = ObjectName::Pack(location.pack);
+            let mut sealed = vec![0; location.shape.length as usize];
+            let read = self.vault.read_at(&pack, u64::from(location.offset), &mut sealed);
+            let opened = read.and_then(|()| {
+                open(&sealed, location).map_err(|what| {
+                    EngineError::damaged(pack, format!("{} {what}", blob_name(kind, id)))
+                })
+            });
+            match opened {
+                Err(error @ EngineError::Damaged { .. }) => of_best = of_best.or(Some(error)),
+                other => return other,
+            }
+        }
+        Err(of_best.unwrap_or_else(|| EngineError::damaged(blob_name(kind, id), "missing")))
     }
 
     /// A blob's plain length, if the index knows the blob.
@@ -173,7 +215,7 @@ impl Repository<Indexed> {
     fn chunk_size_of(
         &self,
         size_bytes: u64,
-        content: &[BlobId],
+        content: &BlobList,
     ) -> Result<Option<ChunkSize>, EngineError> {
         let zeroes = Zeroes::of_volume(size_bytes);
         let len_of = |id| match zeroes.len_of(id) {
@@ -202,7 +244,11 @@ impl Repository<Indexed> {
             cancel.check()?;
             for node in self.load_tree(id)?.nodes {
                 open.extend(node.subtree.filter(|subtree| seen.insert(*subtree)));
-                for blob in node.content.into_iter().flatten() {
+                for blob in node.content.iter().flat_map(BlobList::entries) {
+                    let blob = match blob {
+                        Entry::Zeroes(_) => zero_block_id(),
+                        Entry::Data(id) => id,
+                    };
                     if !self.state.index.contains(BlobKind::Data, blob)? {
                         let what = format!("{} is missing", blob_name(BlobKind::Data, blob));
                         return Err(EngineError::damaged(format!("tree {id}"), what));

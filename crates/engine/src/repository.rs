@@ -149,7 +149,7 @@ fn require_unused(backend: &dyn Backend) -> Result<(), EngineError> {
             Ok(listed) if listed.is_empty() => {}
             Ok(_) => return Err(EngineError::damaged(ObjectName::Config, "missing beside data")),
             // A place without config has lost its repository, or never had one.
-            Err(BackendError::Unreachable { .. }) => {}
+            Err(BackendError::Unreachable { .. } | BackendError::Gone { .. }) => {}
             Err(error) => return Err(EngineError::List(error)),
         }
     }
@@ -229,8 +229,8 @@ impl Repository<Open> {
     }
 
     fn load_index_into(self, index: Index) -> Result<Repository<Indexed>, EngineError> {
-        let state =
-            Indexed { index, snapshots: SnapshotCache::default(), marks: MarkCache::default() };
+        let (snapshots, marks) = (SnapshotCache::default(), MarkCache::default());
+        let state = Indexed { index, snapshots, marks };
         let repository = Repository { id: self.id, vault: self.vault, state };
         repository.refresh()?;
         Ok(repository)

@@ -16,6 +16,8 @@ use std::{
     },
 };
 
+use serde::Serialize;
+
 use crate::{
     backend::ObjectName,
     blob::{BlobKind, Encoder, Shape},
@@ -27,14 +29,15 @@ use crate::{
     pack::{PackBuilder, PackEntry},
     repository::{Indexed, Repository},
     snapshot::{SnapshotFile, SnapshotMeta},
+    stream,
     time::Timestamp,
     tree::{self, Content, NewNode},
 };
 
 /// Files beside the volumes are cut into blobs of this length.
 const FILE_CHUNK_BYTES: usize = 512 << 10;
-/// Trees repeat the same words, and their hashes do not compress at any level.
-const TREE_ZSTD_LEVEL: i32 = 3;
+/// Files beside the volumes are small.
+const FILE_ZSTD_LEVEL: i32 = 3;
 
 /// The right to write into a repository, made visible to others by a restic lock
 /// object. Usable from several threads. When it is dropped or closed the lock object
@@ -284,13 +287,34 @@ impl Session {
         Ok(id)
     }
 
-    /// Stores a tree unless it is there already.
-    pub(crate) fn store_tree(&self, json: &[u8]) -> Result<TreeId, EngineError> {
+    /// Stores a tree unless it is there already. It is written twice, once for its
+    /// hash and once into its pack, so that it is never held whole.
+    pub(crate) fn store_tree<C: Serialize>(
+        &self,
+        nodes: &[NewNode<'_, C>],
+    ) -> Result<TreeId, EngineError> {
+        let (id, bytes) = stream::hash_tree(nodes)?;
+        if self.claim(BlobKind::Tree, id.blob())? {
+            self.or_fail(|| {
+                let mut pack = guard(&self.tree_pack);
+                let key = &self.repository.vault.key;
+                if !pack.has_room(usize::try_from(bytes).unwrap_or(usize::MAX)) {
+                    self.change_pack(&mut pack)?;
+                }
+                pack.push_sealed(id.blob(), |out| stream::seal_tree(key, nodes, id, bytes, out))
+            })?;
+        }
+        Ok(id)
+    }
+
+    /// Stores bytes as a tree, whatever they are.
+    #[cfg(test)]
+    pub(crate) fn store_tree_json(&self, json: &[u8]) -> Result<TreeId, EngineError> {
         let id = BlobId::of(json);
         if self.claim(BlobKind::Tree, id)? {
-            let mut encoder = self.or_fail(|| Encoder::new(TREE_ZSTD_LEVEL))?;
-            let pack = &mut guard(&self.tree_pack);
-            self.add(pack, &mut encoder, id, json, |full| self.change_pack(full))?;
+            let mut encoder = Encoder::new(FILE_ZSTD_LEVEL)?;
+            let mut pack = guard(&self.tree_pack);
+            self.add(&mut pack, &mut encoder, id, json, |full| self.change_pack(full))?;
         }
         Ok(TreeId(id.0))
     }
@@ -308,7 +332,7 @@ impl Session {
         require_distinct_names(volumes, files)?;
         let _nobody_stores = self.storing.write().unwrap_or_else(PoisonError::into_inner);
         self.require_trees(volumes)?;
-        let mut encoder = Encoder::new(TREE_ZSTD_LEVEL)?;
+        let mut encoder = Encoder::new(FILE_ZSTD_LEVEL)?;
         let mut nodes = Vec::new();
         for (name, subtree) in volumes {
             nodes.push(NewNode::dir(name, *subtree, modified_at));
@@ -321,7 +345,7 @@ impl Session {
             nodes.push(NewNode::file(name, bytes.len() as u64, content, modified_at));
         }
         nodes.sort_by_key(NewNode::name);
-        let root = self.store_tree(&tree::to_json(&nodes)?)?;
+        let root = self.store_tree(&nodes)?;
         self.flush()?;
         guard(&self.finished).insert(root);
         Ok(root)

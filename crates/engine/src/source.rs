@@ -66,4 +66,10 @@ pub trait Sink: Send + Sync {
 
     /// Makes `len` bytes at `offset` read as zeroes, as holes where the target can.
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), SinkError>;
+
+    /// Makes durable what was written so far. Asked only for restores that can be
+    /// resumed; a target that cannot promise it must not be resumed.
+    fn flush(&self) -> Result<(), SinkError> {
+        Ok(())
+    }
 }

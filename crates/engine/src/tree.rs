@@ -3,16 +3,21 @@
 //! The root of our snapshots holds a directory per volume, whose only file `disk.raw`
 //! is the volume, and files beside them.
 
+use std::io;
+
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{
     error::EngineError,
     id::{BlobId, TreeId},
+    list::BlobList,
     time::Timestamp,
 };
 
 /// The name of a volume's bytes in its directory.
 pub(crate) const VOLUME_FILE: &str = "disk.raw";
+/// Beside it, the fingerprints of its chunks.
+pub(crate) const FINGERPRINT_FILE: &str = "disk.raw.fingerprints";
 
 /// Go's `ModeDir` with 0700, as restic writes modes.
 const DIR_MODE: u32 = 1 << 31 | 0o700;
@@ -35,7 +40,7 @@ pub(crate) struct Node {
     #[serde(default)]
     pub(crate) size: u64,
     #[serde(default)]
-    pub(crate) content: Option<Vec<BlobId>>,
+    pub(crate) content: Option<BlobList>,
     #[serde(default)]
     pub(crate) subtree: Option<TreeId>,
 }
@@ -52,8 +57,8 @@ pub(crate) enum NodeKind {
 
 impl Tree {
     /// Reads a tree; the error says what is wrong with it.
-    pub(crate) fn parse(json: &[u8]) -> Result<Self, String> {
-        let tree: Self = crate::document::from_json(json)?;
+    pub(crate) fn read(json: impl io::Read) -> Result<Self, String> {
+        let tree: Self = crate::document::read_json(json)?;
         match tree.nodes.iter().find(|node| !is_safe_name(&node.name)) {
             Some(node) => Err(format!("has a node named {:?}", node.name)),
             None => Ok(tree),
@@ -134,16 +139,19 @@ impl<'a, C: Serialize> NewNode<'a, C> {
     }
 }
 
-/// The JSON of a tree, with the newline restic ends it with. Nodes come sorted by name.
-pub(crate) fn to_json<C: Serialize>(nodes: &[NewNode<'_, C>]) -> Result<Vec<u8>, EngineError> {
+/// Writes the JSON of a tree, with the newline restic ends it with. Nodes come sorted by
+/// name.
+pub(crate) fn write_json<C: Serialize>(
+    nodes: &[NewNode<'_, C>],
+    to: &mut impl io::Write,
+) -> Result<(), EngineError> {
     #[derive(Serialize)]
     struct NewTree<'n, N> {
         nodes: &'n [N],
     }
-    let mut json = serde_json::to_vec(&NewTree { nodes })
-        .map_err(|error| EngineError::bug(format!("a tree has no JSON: {error}")))?;
-    json.push(b'\n');
-    Ok(json)
+    let json = serde_json::to_writer(&mut *to, &NewTree { nodes }).map_err(io::Error::from);
+    json.and_then(|()| to.write_all(b"\n"))
+        .map_err(|error| EngineError::bug(format!("a tree has no JSON: {error}")))
 }
 
 /// A content list that is produced while it is written.
@@ -163,7 +171,7 @@ mod tests {
     fn names_that_leave_their_directory_are_damage_when_read_and_invalid_when_written() {
         for name in ["", ".", "..", "a/b", "/", "a\0b"] {
             let json = serde_json::json!({"nodes": [{"name": name, "type": "file"}]});
-            assert!(Tree::parse(json.to_string().as_bytes()).is_err(), "{name:?}");
+            assert!(Tree::read(json.to_string().as_bytes()).is_err(), "{name:?}");
             assert!(require_writable_name(name).is_err(), "{name:?}");
         }
         for name in ["a\nb", "\u{1b}[2J", "a\\b", "\"", &"x".repeat(256)] {
@@ -176,7 +184,8 @@ mod tests {
 
     #[test]
     fn nodes_of_unknown_kinds_are_read() {
-        let tree = Tree::parse(br#"{"nodes":[{"name":"x","type":"symlink","linktarget":"y"}]}"#);
+        let tree =
+            Tree::read(&br#"{"nodes":[{"name":"x","type":"symlink","linktarget":"y"}]}"#[..]);
         assert_eq!(tree.unwrap().nodes[0].kind, NodeKind::Other);
     }
 }

@@ -48,6 +48,7 @@ pub(crate) enum Which<'a> {
     Latest {
         project: &'a ProjectId,
         server: &'a ServerId,
+        most: u32,
     },
     /// Ids that a scoped statement of the same transaction found.
     Found {
@@ -141,7 +142,7 @@ impl Store {
         }))
     }
 
-    /// The server's latest backup that is available: what an incremental builds on.
+    /// The server's latest backup that is available.
     ///
     /// # Errors
     /// The catalogue does not answer.
@@ -150,8 +151,25 @@ impl Store {
         project: &ProjectId,
         server: &ServerId,
     ) -> Result<Option<Item>> {
-        let which = Which::Latest { project, server };
+        let which = Which::Latest { project, server, most: 1 };
         Ok(self.read().await?.load(&which).await?.pop())
+    }
+
+    /// The server's latest backups that are available, newest first, at most so many: what
+    /// an incremental builds on, disk by disk.
+    ///
+    /// # Errors
+    /// The catalogue does not answer.
+    pub async fn latest_available_items(
+        &self,
+        project: &ProjectId,
+        server: &ServerId,
+        most: u32,
+    ) -> Result<Vec<Item>> {
+        let which = Which::Latest { project, server, most };
+        let mut items = self.read().await?.load(&which).await?;
+        items.sort_by(|a, b| (b.protected_at, &b.id).cmp(&(a.protected_at, &a.id)));
+        Ok(items)
     }
 
     /// Every item of a project, for reconcilers.
@@ -365,17 +383,18 @@ impl Which<'_> {
                 builder.push(" AND i.checkpoint_id = ");
                 builder.push_bind(checkpoint.as_str().to_owned());
             }
-            Self::Latest { project, server } => {
+            Self::Latest { project, server, most } => {
                 builder.push(
-                    "i.id = (SELECT l.id FROM items l WHERE l.status = 'available' \
+                    "i.id IN (SELECT l.id FROM items l WHERE l.status = 'available' \
                      AND l.project_id = ",
                 );
                 builder.push_bind(project.as_str().to_owned()).push(" AND l.server_id = ");
                 builder.push_bind(server.as_str().to_owned());
                 builder.push(
                     " AND l.snapshot_id IS NOT NULL AND l.protected_at IS NOT NULL \
-                     ORDER BY l.protected_at DESC, l.id DESC LIMIT 1)",
+                     ORDER BY l.protected_at DESC, l.id DESC LIMIT ",
                 );
+                builder.push_bind(i64::from(*most)).push(")");
             }
             Self::Found { ids } => {
                 builder.push("0 = 0");

@@ -7,7 +7,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use kedge_core::ids::VolumeId;
@@ -71,12 +71,14 @@ impl Freeze {
         for (name, file) in freeze.distinct_files()? {
             Hold::Reading.take(file, name)?;
         }
+        // Asked before anything is written out: what changes meanwhile is too young then.
+        let now_secs = probe(folder, calls.time)?;
         for disk in &mut freeze.disks {
             let standing = disk.standing(calls);
             disk.witness = Witness { boot, identities: disk.identify()?, standing };
+            disk.witness.settle(now_secs);
         }
-        let now_secs = freeze.wait_for_tick(folder, calls)?;
-        freeze.disks.iter_mut().for_each(|disk| disk.witness.settle(now_secs));
+        freeze.wait_for_tick(folder)?;
         Ok(freeze)
     }
 
@@ -92,17 +94,13 @@ impl Freeze {
     }
 
     /// Waits until the file system would show a change made from now on. Nothing was cloned
-    /// or read yet. Returns the file system's time in seconds.
-    fn wait_for_tick(&self, folder: &Folder, calls: FileCalls) -> Result<i64, CloudError> {
+    /// or read yet.
+    fn wait_for_tick(&self, folder: &Folder) -> Result<(), CloudError> {
         for _ in 0..TICKS_MAX {
-            let (now, now_secs) = folder
-                .create_file(PROBE)
-                .and_then(|probe| Ok((Identity::of(&probe)?, (calls.time)(&probe)?)))
-                .map_err(failed("asking for the file system's time"))?;
+            let now = probe(folder, Identity::of)?;
             let mut identities = self.disks.iter().flat_map(|disk| &disk.witness.identities);
             if !identities.any(|identity| identity.may_hide_a_change(&now)) {
-                folder.remove(PROBE).map_err(failed("removing a file of ours"))?;
-                return Ok(now_secs);
+                return folder.remove(PROBE).map_err(failed("removing a file of ours"));
             }
             std::thread::sleep(TICK);
         }
@@ -149,6 +147,14 @@ impl Drop for Freeze {
 }
 
 const PROBE: &str = ".kedge-time";
+
+/// Asks a file that was just made for the file system's time.
+fn probe<T>(folder: &Folder, ask: impl FnOnce(&File) -> io::Result<T>) -> Result<T, CloudError> {
+    folder
+        .create_file(PROBE)
+        .and_then(|file| ask(&file))
+        .map_err(failed("asking for the file system's time"))
+}
 
 impl FrozenDisk {
     fn files(&self) -> impl Iterator<Item = (&str, &File)> {

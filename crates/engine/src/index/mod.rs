@@ -392,7 +392,6 @@ impl Index {
     }
 
     /// All places of the blob, the best first.
-    #[cfg_attr(not(test), expect(dead_code, reason = "asked by readers that try another place"))]
     pub(crate) fn find_all(
         &self,
         kind: BlobKind,

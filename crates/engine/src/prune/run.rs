@@ -678,7 +678,7 @@ impl<'r, 'a> Writer<'r, 'a> {
         };
         let full =
             (!pack.has_room(sealed.len())).then(|| mem::replace(pack, PackBuilder::new(kind)));
-        pack.push_sealed(blob.id, blob.shape, sealed)?;
+        pack.push_copy(blob.id, blob.shape, sealed)?;
         full.map_or(Ok(()), |full| self.store(full))
     }
 

@@ -159,7 +159,7 @@ impl Repository<Indexed> {
             };
             for node in tree.nodes {
                 open.extend(node.subtree.filter(|subtree| seen.insert(*subtree)));
-                for blob in node.content.into_iter().flatten() {
+                for blob in node.content.iter().flatten() {
                     if self.state.index.find(BlobKind::Data, blob)?.is_none() {
                         return Ok(false);
                     }
@@ -192,7 +192,7 @@ impl Repository<Indexed> {
                 }
                 open.extend(node.subtree.filter(|subtree| seen.insert(*subtree)));
                 let mut last = None;
-                for blob in node.content.into_iter().flatten() {
+                for blob in node.content.iter().flatten() {
                     // Stretches of zeroes repeat one blob.
                     if last.replace(blob) != Some(blob) {
                         used.insert(BlobKind::Data, blob);

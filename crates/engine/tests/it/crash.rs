@@ -19,18 +19,22 @@ use kedge_engine::{
 };
 
 use crate::{
-    scenario::{
-        Choices, Expected, History, Scenario, Watch, in_two_threads, open_or_create, snapshots,
-    },
-    support::{is_long, report_figure, restic},
+    scenario::{Choices, Expected, History, Place, Scenario, Watch, in_two_threads, snapshots},
+    support::{is_long, report_figure, restic_with},
 };
 
 const ROOT: &str = "/repo";
+/// The index cache lies on a real disk and takes its time.
+const CACHE_EACH: usize = 8;
 
 type Files = BTreeMap<PathBuf, Arc<Vec<u8>>>;
 
-fn local(disk: &SimulatedDisk) -> Arc<dyn Backend> {
-    Arc::new(LocalBackend::on_disk(Arc::new(disk.clone()), ROOT))
+fn local(disk: &SimulatedDisk) -> Place {
+    place(LocalBackend::on_disk(Arc::new(disk.clone()), ROOT))
+}
+
+fn place(backend: impl Backend + 'static) -> Place {
+    Place { backend: Arc::new(backend), cache: None }
 }
 
 /// A number per content, so that states can be told apart without hashing all of them.
@@ -52,31 +56,58 @@ fn restic_sees(path: &Path) -> bool {
 /// interrupted work can be done again. Returns what must hold afterwards.
 fn go_on(
     scenario: &Scenario,
-    backend: &Arc<dyn Backend>,
+    place: &Place,
     interrupted: usize,
     expected: &Expected,
 ) -> Result<Expected, String> {
-    let is_made = match Repository::is_initialised(&**backend) {
+    let is_made = match Repository::is_initialised(&*place.backend) {
         Ok(is_made) => is_made,
         Err(error) if error.is_unreachable() => false,
         Err(error) => return Err(error.to_string()),
     };
     if is_made {
-        let repo = open_or_create(Arc::clone(backend)).map_err(|error| error.to_string())?;
+        let repo = place.open().map_err(|error| error.to_string())?;
         scenario.judge(&repo, expected)?;
     } else if interrupted > 0 {
         return Err("the repository is gone".into());
     }
     let Some(work) = scenario.works.get(interrupted) else { return Ok(expected.clone()) };
     let nobody = || 0;
-    let redone = scenario.perform(backend, work, &mut Watch::new(&nobody));
+    let redone = scenario.perform(place, work, &mut Watch::new(&nobody));
     redone.map_err(|error| format!("doing {work:?} again: {error}"))?;
     let after = expected.after(Some(work));
-    let repo = open_or_create(Arc::clone(backend)).map_err(|error| error.to_string())?;
+    let repo = place.open().map_err(|error| error.to_string())?;
     scenario
         .judge(&repo, &after)
         .map_err(|what| format!("after {work:?} was done again: {what}"))?;
     Ok(after)
+}
+
+/// As [`go_on`], with the index cache a process left that saw more than survived.
+fn go_on_with_cache(
+    scenario: &Scenario,
+    place: &Place,
+    interrupted: usize,
+    expected: &Expected,
+    cache: &Path,
+) -> Result<Expected, String> {
+    let copy = tempfile::tempdir().unwrap();
+    copy_dir(cache, copy.path());
+    let place = Place { cache: Some(copy.path().into()), ..place.clone() };
+    go_on(scenario, &place, interrupted, expected)
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            fs::create_dir(&to).unwrap();
+            copy_dir(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
 }
 
 /// What the crash points of one or more lives came to.
@@ -117,7 +148,9 @@ fn crash_everywhere(scenario: &Scenario, name: &str, seeds: u64) -> Tally {
     let disk = SimulatedDisk::new();
     let at = || disk.steps();
     let mut watch = Watch::new(&at);
-    scenario.run(&local(&disk), &mut watch).unwrap();
+    let cache = tempfile::tempdir().unwrap();
+    let first = Place { cache: Some(cache.path().into()), ..local(&disk) };
+    scenario.run(&first, &mut watch).unwrap();
     let history = watch.history;
     let mut tally = Tally::default();
     let mut replay = disk.replay();
@@ -132,6 +165,13 @@ fn crash_everywhere(scenario: &Scenario, name: &str, seeds: u64) -> Tally {
             if tally.is_new(&left.files(), interrupted, &expected) {
                 go_on(scenario, &local(&left), interrupted, &expected)
                     .unwrap_or_else(|what| panic!("{name}, step {step}, {loss:?}: {what}"));
+                if step.is_multiple_of(CACHE_EACH) {
+                    let left = replay.lose_power(loss);
+                    go_on_with_cache(scenario, &local(&left), interrupted, &expected, cache.path())
+                        .unwrap_or_else(|what| {
+                            panic!("{name}, step {step}, {loss:?}, with a cache: {what}")
+                        });
+                }
             }
         }
         // Killed, done again, and only then does the power go: what the second process
@@ -166,11 +206,12 @@ fn judge_by_restic(files: &Files) {
         fs::write(path, &***bytes).unwrap();
     }
     let repo = dir.path().join("repo");
+    let password = str::from_utf8(&files[Path::new("/repo/kedge/access.json")]).unwrap();
     // Locks of processes that died are still there, and are not restic's business.
-    restic(&repo, &["check", "--read-data", "--no-lock"]);
+    restic_with(&repo, password, &["check", "--read-data", "--no-lock"]);
     if files.keys().any(|path| path.starts_with("/repo/snapshots")) {
-        let dumped = restic(&repo, &["dump", "--no-lock", "latest", "/server.json"]);
-        assert!(!dumped.is_empty());
+        let dump = ["dump", "--no-lock", "latest", "/server.json"];
+        assert!(!restic_with(&repo, password, &dump).is_empty());
     }
 }
 
@@ -297,7 +338,8 @@ fn crash_between_requests(scenario: &Scenario, name: &str) -> (usize, History) {
     let recorder = Arc::new(Recorder::default());
     let at = || recorder.events.lock().unwrap().len();
     let mut watch = Watch::new(&at);
-    scenario.run(&(Arc::clone(&recorder) as Arc<dyn Backend>), &mut watch).unwrap();
+    let shared = Place { backend: Arc::clone(&recorder) as Arc<dyn Backend>, cache: None };
+    scenario.run(&shared, &mut watch).unwrap();
     let history = watch.history;
     let events = recorder.events.lock().unwrap().clone();
     let mut crashes = 0;
@@ -310,8 +352,7 @@ fn crash_between_requests(scenario: &Scenario, name: &str) -> (usize, History) {
         for mask in variants {
             crashes += 1;
             let store = store_after(&events[..step], |number| mask >> (number % 64) & 1 == 1);
-            let store: Arc<dyn Backend> = Arc::new(store);
-            go_on(scenario, &store, interrupted, &expected)
+            go_on(scenario, &place(store), interrupted, &expected)
                 .unwrap_or_else(|what| panic!("{name}, event {step}, {mask:x}: {what}"));
         }
     }
@@ -350,7 +391,7 @@ fn a_disk_that_forgets_synced_names_is_found_out() {
     for (path, bytes) in files.iter().filter(|(path, _)| **path != lost) {
         plant(&damaged, path, bytes);
     }
-    let repo = open_or_create(local(&damaged)).unwrap();
+    let repo = local(&damaged).open().unwrap();
     assert_eq!(snapshots(&repo).unwrap().len(), 2);
     assert!(scenario.judge(&repo, &Expected::default()).is_err());
 }

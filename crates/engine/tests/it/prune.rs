@@ -239,8 +239,8 @@ fn damaged_blobs_are_stored_anew_and_their_pack_goes_when_nothing_in_it_is_misse
     let mut spoiled = backend.get(&pack, u64::MAX).unwrap();
     spoiled[100] ^= 1;
     backend.put(&pack, &spoiled).unwrap();
-    let first = crate::support::volume(&repo, one).unwrap().blobs()[0];
-    let second = crate::support::volume(&repo, one).unwrap().blobs()[1];
+    let first = crate::support::volume(&repo, one).unwrap().blobs().iter().next().unwrap();
+    let second = crate::support::volume(&repo, one).unwrap().blobs().iter().nth(1).unwrap();
     // Which of the two the byte is in depends on which thread was first.
     for blob in [first, second] {
         let what = "flipped".into();

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -11,12 +12,13 @@ use std::{
 };
 
 use kedge_engine::{
-    Backend, CancelFlag, EngineError, ExtentKind, NoProgress, OpenGate, ReadData, Repository,
-    SnapshotId, StoreOptions,
+    Backend, CancelFlag, CreateOptions, EngineError, ExtentKind, ForeignLocks, KdfCost, NoProgress,
+    ObjectKind, ObjectName, Open, OpenGate, PackDamage, Password, PruneOptions, ReadData,
+    Repository, SnapshotId, StoreOptions,
 };
 
 use crate::support::{
-    Disk, KIB, Repo, Target, at_secs, create, distinct_chunks, meta, noise, now, open,
+    Disk, KIB, PASSWORD, Repo, Target, at_secs, distinct_chunks, meta, noise, now, password,
     read_options, store_options, threads,
 };
 
@@ -39,6 +41,20 @@ pub(crate) enum Work {
     Delete {
         tag: String,
     },
+    /// Gives the repository another password.
+    Rotate {
+        password: String,
+    },
+    /// A reader believed that a pack is damaged, and noted it.
+    NoteDamage,
+    Prune,
+}
+
+/// A store, and where a process keeps what it may lose.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) cache: Option<PathBuf>,
 }
 
 /// What is done, in order, and what the backups must hold.
@@ -101,7 +117,11 @@ impl History {
         let done = scenario.works.iter().take(self.interrupted(step));
         let deleted = |work: &Work| match work {
             Work::Delete { tag } => Some(tag.clone()),
-            Work::Create | Work::BackUp { .. } => None,
+            Work::Create
+            | Work::BackUp { .. }
+            | Work::Rotate { .. }
+            | Work::NoteDamage
+            | Work::Prune => None,
         };
         Expected { present, absent: done.filter_map(deleted).collect() }
     }
@@ -119,19 +139,45 @@ impl Expected {
                 expected.present.remove(tag);
                 expected.absent.insert(tag.clone());
             }
-            Some(Work::Create) | None => {}
+            Some(Work::Create | Work::Rotate { .. } | Work::NoteDamage | Work::Prune) | None => {}
         }
         expected
     }
 }
 
-/// Opens or makes the repository, as the service does.
-pub(crate) fn open_or_create(backend: Arc<dyn Backend>) -> Result<Repo, EngineError> {
-    match Repository::is_initialised(&*backend) {
-        Ok(false) => create(backend),
-        Ok(true) => open(backend),
-        Err(error) if error.is_unreachable() => create(backend),
-        Err(error) => Err(error),
+impl Place {
+    /// Opens or makes the repository, as the service does. Its password lies beside it,
+    /// as it does there wrapped.
+    pub(crate) fn open(&self) -> Result<Repo, EngineError> {
+        match Repository::is_initialised(&*self.backend) {
+            Ok(false) => self.create(),
+            Ok(true) => self.open_noted(),
+            Err(error) if error.is_unreachable() => self.create(),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn create(&self) -> Result<Repo, EngineError> {
+        let options = CreateOptions {
+            password: &password(),
+            kdf: KdfCost::CHEAP,
+            created_at: now(),
+            access: Some(PASSWORD.as_bytes()),
+        };
+        self.load(Repository::create(Arc::clone(&self.backend), &options)?)
+    }
+
+    fn open_noted(&self) -> Result<Repo, EngineError> {
+        let noted = Repository::find_access(&*self.backend)?.unwrap_or_default();
+        let password = Password::new(String::from_utf8(noted).unwrap());
+        self.load(Repository::open(Arc::clone(&self.backend), &password)?)
+    }
+
+    fn load(&self, repo: Repository<Open>) -> Result<Repo, EngineError> {
+        Ok(Arc::new(match &self.cache {
+            Some(dir) => repo.load_index_cached(dir)?,
+            None => repo.load_index()?,
+        }))
     }
 }
 
@@ -143,7 +189,7 @@ pub(crate) fn snapshots(repo: &Repo) -> Result<BTreeMap<String, SnapshotId>, Eng
 
 impl Scenario {
     /// First backup, changed and grown, another server with shared blobs, an unchanged
-    /// volume, deletions; everything small.
+    /// volume, believed damage, another password, deletions, prunes; everything small.
     pub(crate) fn small() -> Self {
         let system = [distinct_chunks(1, 2), vec![0; CHUNK], noise(1, 700)].concat();
         let mut changed = system.clone();
@@ -151,10 +197,13 @@ impl Scenario {
         changed.extend_from_slice(&[5; 4000]);
         let data = Arc::new(noise(2, 20 * KIB));
         let shared = [&system[..CHUNK], &noise(3, 3000)].concat();
+        // What a prune has removed is backed up again.
+        let again = Contents::from([("system", Arc::new(system.clone()))]);
         let contents: BTreeMap<String, Contents> = [
             ("one", Contents::from([("system", Arc::new(system)), ("data", Arc::clone(&data))])),
             ("two", Contents::from([("system", Arc::new(changed)), ("data", data)])),
             ("other", Contents::from([("system", Arc::new(shared))])),
+            ("three", again),
         ]
         .map(|(tag, contents)| (tag.to_owned(), contents))
         .into();
@@ -167,22 +216,43 @@ impl Scenario {
             back_up("one", None),
             back_up("two", Some("one")),
             back_up("other", None),
+            Work::NoteDamage,
+            Work::Rotate { password: "another".into() },
             Work::Delete { tag: "one".into() },
+            Work::Prune,
+            back_up("three", Some("two")),
+            Work::Delete { tag: "other".into() },
+            Work::Prune,
         ];
         Self { works, contents }
     }
 
-    /// Some ten pieces of work on three servers.
+    /// Some fifteen pieces of work on three servers.
     pub(crate) fn random(seed: u64) -> Self {
         let mut choices = Choices::new(seed);
         let mut scenario = Self { works: vec![Work::Create], contents: BTreeMap::new() };
         let mut newest: [Option<String>; 3] = [None, None, None];
         let mut alive: Vec<String> = Vec::new();
-        for number in 0..10 {
+        for number in 0..14 {
             if alive.len() > 2 && choices.one_in(4) {
                 let tag = alive.remove(choices.below(alive.len()));
                 scenario.works.push(Work::Delete { tag });
                 continue;
+            }
+            match choices.below(16) {
+                0..=2 => {
+                    scenario.works.push(Work::Prune);
+                    continue;
+                }
+                3 => {
+                    scenario.works.push(Work::Rotate { password: format!("password-{number}") });
+                    continue;
+                }
+                4 => {
+                    scenario.works.push(Work::NoteDamage);
+                    continue;
+                }
+                _ => {}
             }
             let server = choices.below(3);
             let tag = format!("backup-{number}");
@@ -197,13 +267,9 @@ impl Scenario {
     }
 
     /// Does everything from the beginning.
-    pub(crate) fn run(
-        &self,
-        backend: &Arc<dyn Backend>,
-        watch: &mut Watch<'_>,
-    ) -> Result<(), EngineError> {
+    pub(crate) fn run(&self, place: &Place, watch: &mut Watch<'_>) -> Result<(), EngineError> {
         for work in &self.works {
-            self.perform(backend, work, watch)?;
+            self.perform(place, work, watch)?;
             watch.history.ends.push((watch.at)());
         }
         Ok(())
@@ -212,11 +278,11 @@ impl Scenario {
     /// Does one piece of work in a process of its own, again if need be.
     pub(crate) fn perform(
         &self,
-        backend: &Arc<dyn Backend>,
+        place: &Place,
         work: &Work,
         watch: &mut Watch<'_>,
     ) -> Result<(), EngineError> {
-        let repo = open_or_create(Arc::clone(backend))?;
+        let repo = place.open()?;
         // The process that held them is dead.
         for session in repo.list_sessions()? {
             repo.remove_session_locks(&session)?;
@@ -224,17 +290,31 @@ impl Scenario {
         match work {
             Work::Create => Ok(()),
             Work::BackUp { tag, parent } => self.back_up(&repo, tag, parent.as_deref(), watch),
-            Work::Delete { tag } => {
-                watch.doom(tag);
-                for snapshot in repo.find_snapshots_by_tag(tag)? {
-                    repo.delete_snapshot(snapshot.id)?;
-                }
-                Ok(())
+            Work::Delete { tag } => self.delete(&repo, tag, watch),
+            Work::Rotate { password } => {
+                let kept = repo.add_password(&Password::new(&**password), KdfCost::CHEAP, now())?;
+                repo.put_access(password.as_bytes())?;
+                repo.remove_passwords_but(kept).map(drop)
             }
+            Work::NoteDamage => note_damage(&repo, &*place.backend),
+            Work::Prune => prune(&repo),
         }
     }
 
-    fn back_up(
+    pub(crate) fn delete(
+        &self,
+        repo: &Repo,
+        tag: &str,
+        watch: &mut Watch<'_>,
+    ) -> Result<(), EngineError> {
+        watch.doom(tag);
+        for snapshot in repo.find_snapshots_by_tag(tag)? {
+            repo.delete_snapshot(snapshot.id)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn back_up(
         &self,
         repo: &Repo,
         tag: &str,
@@ -244,7 +324,10 @@ impl Scenario {
         let session =
             repo.begin_session("session-1", now(), Arc::new(OpenGate), CancelFlag::new())?;
         let parent_tag = parent.map(str::to_owned);
-        let parent_id = parent_tag.as_ref().and_then(|tag| snapshots(repo).ok()?.remove(tag));
+        let parent_id = match &parent_tag {
+            Some(tag) => snapshots(repo)?.remove(tag),
+            None => None,
+        };
         let parent = parent_id.map(|id| repo.open_snapshot(id)).transpose()?;
         let mut subtrees = Vec::new();
         for (name, bytes) in &self.contents[tag] {
@@ -288,27 +371,68 @@ impl Scenario {
     }
 
     fn judge_snapshot(&self, repo: &Repo, tag: &str, id: SnapshotId) -> Result<(), String> {
-        let text = |error: EngineError| error.to_string();
-        let contents = self.contents.get(tag).ok_or("nobody made this")?;
-        let snapshot = repo.open_snapshot(id).map_err(text)?;
-        if !snapshot.volume_names().iter().eq(contents.keys()) {
-            return Err("has other volumes".into());
+        if !self.contents.contains_key(tag) {
+            return Err("nobody made this".into());
         }
-        if snapshot.file(FILE).map_err(text)? != tag.as_bytes() {
-            return Err("has another file".into());
+        match self.restore_all(repo, tag, id) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("restores to something else".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Restores all of a snapshot; says whether it is what the tag stands for.
+    pub(crate) fn restore_all(
+        &self,
+        repo: &Repo,
+        tag: &str,
+        id: SnapshotId,
+    ) -> Result<bool, EngineError> {
+        let contents = &self.contents[tag];
+        let snapshot = repo.open_snapshot(id)?;
+        if !snapshot.volume_names().iter().eq(contents.keys())
+            || snapshot.file(FILE)? != tag.as_bytes()
+        {
+            return Ok(false);
         }
         for (name, bytes) in contents {
-            let view = snapshot.volume(name).map_err(text)?;
+            let view = snapshot.volume(name)?;
             let target = Target::new(usize::try_from(view.size_bytes()).unwrap());
-            let restored =
-                repo.restore_volume(&view, &target, &OpenGate, &read_options(), &NoProgress);
-            restored.map_err(text)?;
+            repo.restore_volume(&view, &target, &OpenGate, &read_options(), &NoProgress)?;
             if target.into_whole() != **bytes {
-                return Err(format!("{name} restores to other bytes"));
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
     }
+}
+
+/// The pack of the least name is as good as any.
+fn note_damage(repo: &Repo, backend: &dyn Backend) -> Result<(), EngineError> {
+    let packs = backend.list(ObjectKind::Pack).map_err(EngineError::List)?;
+    match packs.iter().map(|listed| listed.name).min() {
+        Some(ObjectName::Pack(pack)) => {
+            let what = "a reader was mistaken".into();
+            repo.record_damage(&PackDamage { pack, blobs: Vec::new(), whole: true, what })
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Nobody else is alive; all packs with unused bytes go.
+pub(crate) fn prune(repo: &Repo) -> Result<(), EngineError> {
+    let known: Vec<_> = snapshots(repo)?.into_values().collect();
+    let options = PruneOptions {
+        name: "prune-1",
+        unused_percent_max: 0,
+        repack_bytes_max: u64::MAX,
+        known_snapshots: &known,
+        keep_trees: &[],
+        is_alive: &|_| false,
+        foreign_locks: ForeignLocks::Honour,
+        now: &now,
+    };
+    repo.prune(&options, &OpenGate, &CancelFlag::new(), &NoProgress).map(drop)
 }
 
 /// What an honest driver says: per 4 KiB, whether anything changed or all is zero.

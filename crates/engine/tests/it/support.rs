@@ -253,7 +253,12 @@ pub(crate) fn assert_clean(repo: &Repo) {
 
 /// Runs stock restic on a repository; it must succeed.
 pub(crate) fn restic(repo: &Path, arguments: &[&str]) -> Vec<u8> {
-    let output = try_restic(repo, arguments);
+    restic_with(repo, PASSWORD, arguments)
+}
+
+/// As [`restic`], with another password.
+pub(crate) fn restic_with(repo: &Path, password: &str, arguments: &[&str]) -> Vec<u8> {
+    let output = try_restic_with(repo, password, arguments);
     assert!(
         output.status.success(),
         "restic {arguments:?}: {}{}",
@@ -264,11 +269,15 @@ pub(crate) fn restic(repo: &Path, arguments: &[&str]) -> Vec<u8> {
 }
 
 pub(crate) fn try_restic(repo: &Path, arguments: &[&str]) -> Output {
+    try_restic_with(repo, PASSWORD, arguments)
+}
+
+fn try_restic_with(repo: &Path, password: &str, arguments: &[&str]) -> Output {
     Command::new("restic")
         .arg("--no-cache")
         .args(arguments)
         .env("RESTIC_REPOSITORY", repo)
-        .env("RESTIC_PASSWORD", PASSWORD)
+        .env("RESTIC_PASSWORD", password)
         .output()
         .expect("these tests need restic (Debian package restic)")
 }

@@ -221,8 +221,8 @@ fn equal_chunks_are_stored_once_even_when_threads_meet_them_at_once() {
 #[test]
 fn the_number_of_threads_does_not_change_what_is_stored() {
     let bytes = [noise(1, 5 * CHUNK + 77), vec![0; 3 * CHUNK], vec![5; CHUNK]].concat();
+    let (_backend, repo) = in_memory();
     let trees = [1, 2, 4].map(|count| {
-        let (_backend, repo) = in_memory();
         let options = StoreOptions { threads: threads(count), ..store_options() };
         back_up(&repo, &Disk::new(bytes.clone()), None, &options, "one").unwrap().1.subtree
     });

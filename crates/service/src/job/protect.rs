@@ -26,7 +26,7 @@ use crate::attempt::{Attempt, Trouble};
 use crate::facts::Asker;
 use crate::manifest;
 use crate::names::plain_name;
-use crate::repositories::{SharedRepository, blocking, engine_time};
+use crate::repositories::{RepositoryError, SharedRepository, blocking, engine_time};
 
 const PROGRAM: &str = concat!("kedge ", env!("CARGO_PKG_VERSION"));
 
@@ -151,24 +151,104 @@ impl From<kedge_core::refusal::Refusal> for Trouble {
     }
 }
 
-/// The backup that this one builds on.
+/// How many earlier backups of a server are looked through for each disk: a disk that was
+/// left out of more than so many in a row is read whole.
+const PARENTS_MAX: u32 = 32;
+
+/// Earlier backups of the server that this one may build on, newest first.
+struct Parents {
+    repository: SharedRepository,
+    earlier: Vec<Parent>,
+}
+
 struct Parent {
     item: Item,
-    view: SnapshotView,
+    view: View,
+}
+
+/// What is known of an earlier backup's snapshot.
+enum View {
+    Unasked,
+    Opened(Arc<SnapshotView>),
+    Unusable,
+}
+
+impl Parents {
+    /// Nothing that is wrong with an earlier backup fails the new one, which then builds on
+    /// one before it, or reads everything.
+    async fn find(
+        attempt: &Attempt,
+        item: &Item,
+        repository: &SharedRepository,
+    ) -> Result<Self, Trouble> {
+        let (project, server) = (&item.project_id, &item.source.id);
+        let items = match item.method {
+            Method::Full => Vec::new(),
+            Method::Incremental => {
+                attempt.parts.store.latest_available_items(project, server, PARENTS_MAX).await?
+            }
+        };
+        let earlier = items.into_iter().map(|item| Parent { item, view: View::Unasked });
+        Ok(Self { repository: repository.clone(), earlier: earlier.collect() })
+    }
+
+    /// What the newest backup that has the same disk holds of it.
+    async fn of(
+        &mut self,
+        attempt: &Attempt,
+        backup: &VolumeBackup,
+    ) -> Result<Option<(VolumeView, Option<ChangeToken>)>, Trouble> {
+        for parent in &mut self.earlier {
+            let is_same =
+                |earlier: &&VolumeBackup| earlier.source_volume_id == backup.source_volume_id;
+            let same = parent.item.volumes.iter().find(is_same);
+            let Some(stored) = same.and_then(|earlier| earlier.stored.clone()) else { continue };
+            let Some(view) = parent.open(attempt, &self.repository).await? else { continue };
+            match blocking(move || view.volume(&stored.folder)).await {
+                Ok(volume) => return Ok(Some((volume, stored.change_token))),
+                Err(error) => pass_over(attempt, &parent.item, error)?,
+            }
+        }
+        Ok(None)
+    }
 }
 
 impl Parent {
-    /// What the parent holds of the same volume.
-    fn volume(&self, backup: &VolumeBackup) -> Option<(VolumeView, Option<ChangeToken>)> {
-        let earlier = self
-            .item
-            .volumes
-            .iter()
-            .find(|earlier| earlier.source_volume_id == backup.source_volume_id)?;
-        let stored = earlier.stored.as_ref()?;
-        let view = self.view.volume(&stored.folder).ok()?;
-        Some((view, stored.change_token.clone()))
+    async fn open(
+        &mut self,
+        attempt: &Attempt,
+        repository: &SharedRepository,
+    ) -> Result<Option<Arc<SnapshotView>>, Trouble> {
+        if matches!(self.view, View::Unasked) {
+            let snapshot = self.item.snapshot.as_ref().and_then(|at| at.snapshot.parse().ok());
+            let repository = repository.clone();
+            let opened = match snapshot {
+                Some(id) => Some(blocking(move || repository.open_snapshot(id)).await),
+                None => None,
+            };
+            self.view = match opened {
+                Some(Ok(view)) => View::Opened(Arc::new(view)),
+                Some(Err(error)) => {
+                    pass_over(attempt, &self.item, error)?;
+                    View::Unusable
+                }
+                None => View::Unusable,
+            };
+        }
+        match &self.view {
+            View::Opened(view) => Ok(Some(view.clone())),
+            View::Unasked | View::Unusable => Ok(None),
+        }
     }
+}
+
+/// One that only cannot be had now must not make a whole backup of an incremental one.
+fn pass_over(attempt: &Attempt, item: &Item, error: RepositoryError) -> Result<(), Trouble> {
+    if error.is_retryable() {
+        return Err(attempt.trouble(error));
+    }
+    tracing::warn!(item.id = %item.id, "cannot build on {}: {error}", item.id);
+    Ok(())
 }
 
 async fn store(
@@ -182,12 +262,13 @@ async fn store(
     let repository = parts.repositories.get_or_create(&item.project_id).await;
     let repository = repository.map_err(|error| attempt.trouble(error))?;
     let session = session(attempt, &repository).await?;
-    let parent = find_parent(attempt, item, &repository).await?;
+    let mut parents = Parents::find(attempt, item, &repository).await?;
     attempt.meter.begin(item.volumes.iter().map(|volume| volume.source_size_bytes).sum());
     let mut stored = Vec::new();
     let mut subtrees = Vec::new();
     for backup in &item.volumes {
-        let one = store_volume(attempt, freeze, backup, parent.as_ref(), &session).await;
+        let parent = parents.of(attempt, backup).await?;
+        let one = store_volume(attempt, freeze, backup, parent, &session).await;
         let (volume, subtree) = match one {
             Ok(stored) => stored,
             Err(trouble) => return Err(moment_or(attempt, freeze, trouble).await),
@@ -196,7 +277,7 @@ async fn store(
         subtrees.push((volume.folder.clone(), subtree));
         stored.push(volume);
     }
-    drop(parent);
+    drop(parents);
     parts.cloud.confirm_snapshots(freeze.of, freeze.name).await?;
     let protected_at = freeze.protected_at;
     let about = manifest::Stored {
@@ -236,40 +317,15 @@ fn method(volumes: &[StoredVolume]) -> Method {
     if incremental { Method::Incremental } else { Method::Full }
 }
 
-/// The server's newest backup that is there to build on. Nothing that is wrong with it
-/// fails the new backup: it is then read whole.
-async fn find_parent(
-    attempt: &Attempt,
-    item: &Item,
-    repository: &SharedRepository,
-) -> Result<Option<Parent>, Trouble> {
-    if item.method == Method::Full {
-        return Ok(None);
-    }
-    let store = &attempt.parts.store;
-    let found = store.latest_available_item(&item.project_id, &item.source.id).await?;
-    let Some(parent) = found else { return Ok(None) };
-    let snapshot = parent.snapshot.as_ref().and_then(|named| named.snapshot.parse().ok());
-    let Some(id) = snapshot else { return Ok(None) };
-    let repository = repository.clone();
-    match blocking(move || repository.open_snapshot(id)).await {
-        Ok(view) => Ok(Some(Parent { item: parent, view })),
-        Err(error) => {
-            tracing::warn!(item.id = %parent.id, "cannot build on {}: {error}", parent.id);
-            Ok(None)
-        }
-    }
-}
-
 async fn store_volume(
     attempt: &Attempt,
     freeze: &Freeze<'_>,
     backup: &VolumeBackup,
-    parent: Option<&Parent>,
+    parent: Option<(VolumeView, Option<ChangeToken>)>,
     session: &Arc<Session>,
 ) -> Result<(StoredVolume, TreeId), Trouble> {
     let started = attempt.parts.clock.monotonic();
-    let (mut view, mut since) = match parent.and_then(|parent| parent.volume(backup)) {
+    let (mut view, mut since) = match parent {
         Some((view, since)) => (Some(Arc::new(view)), since),
         None => (None, None),
     };
@@ -308,17 +364,14 @@ async fn store_volume(
                 return Ok((volume, stored.subtree));
             }
             // A driver that lied once is not believed again: everything is read.
-            Err(crate::repositories::RepositoryError::Engine(EngineError::SourceLied {
-                offset,
-            })) if since.is_some() => {
+            Err(RepositoryError::Engine(EngineError::SourceLied { offset })) if since.is_some() => {
                 tracing::error!(volume.id = %volume, offset, "the cloud's list of changes of {volume} is wrong; reading all of it");
                 since = None;
             }
             // Nor is a parent that cannot be read.
-            Err(crate::repositories::RepositoryError::Engine(EngineError::Damaged {
-                object,
-                what,
-            })) if view.is_some() => {
+            Err(RepositoryError::Engine(EngineError::Damaged { object, what }))
+                if view.is_some() =>
+            {
                 tracing::error!(volume.id = %volume, "cannot build on an earlier backup: {object}: {what}");
                 (view, since) = (None, None);
             }

@@ -126,7 +126,7 @@ async fn many_items_are_found_by_one_look_up_of_bounded_size() {
 }
 
 #[tokio::test]
-async fn the_parent_of_an_incremental_is_the_latest_available_item() {
+async fn an_incremental_builds_on_the_latest_available_items() {
     let store = Store::open_in_memory().await.unwrap();
     let rows = [
         (1, ItemStatus::Available, Some(at(10))),
@@ -144,6 +144,12 @@ async fn the_parent_of_an_incremental_is_the_latest_available_item() {
     }
     let latest = store.latest_available_item(&project(), &server_id(1)).await.unwrap();
     assert_eq!(latest.map(|item| item.id), Some(item_id(2)));
+    for (most, expected) in [(2, vec![item_id(2), item_id(3)]), (9, [2, 3, 1].map(item_id).into())]
+    {
+        let items = store.latest_available_items(&project(), &server_id(1), most).await.unwrap();
+        let ids: Vec<_> = items.into_iter().map(|item| item.id).collect();
+        assert_eq!(ids, expected, "newest first");
+    }
     let none = store.latest_available_item(&stranger(), &server_id(1)).await.unwrap();
     assert_eq!(none, None);
     let none = store.latest_available_item(&project(), &server_id(2)).await.unwrap();

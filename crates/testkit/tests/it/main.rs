@@ -5,5 +5,6 @@
 mod flow;
 mod http;
 mod oracle;
+mod parents;
 mod support;
 mod trouble;

@@ -1,0 +1,560 @@
+//! Reading back what is stored, object by object, from where the last walk ended.
+//!
+//! Without keys an object is sound when its SHA-256 is its name. With keys a pack is read
+//! once: its header must be the one the index lists, and every blob must carry the
+//! repository's seal, decompress and have its hash. Header and blobs fill a pack and all
+//! are sealed, so the pack's own hash would find nothing more and is not computed.
+//!
+//! Damage is data, not an error: an error says that the walk could not go on.
+//!
+//! Invariant: a pack is passed over as sound only when all of it was read.
+
+use std::{
+    collections::HashMap,
+    num::NonZeroUsize,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use sha2::{Digest, Sha256};
+
+use crate::{
+    backend::{Backend, BackendError, ObjectKind, ObjectName},
+    blob::{BlobKind, Decoder},
+    check::Problem,
+    control::{CancelFlag, Progress},
+    error::EngineError,
+    id::{IndexId, PackId, sha256},
+    index,
+    marks::PackDamage,
+    pack::{self, HEADER_LENGTH_BYTES, PackEntry, PackedBlob},
+    parallel::{self, Work},
+    read::blob_name,
+    repository::{Closed, Indexed, Repository},
+    snapshot, stream,
+    vault::Vault,
+};
+
+/// How much is verified, and how.
+#[derive(Clone, Debug)]
+pub struct VerifyOptions {
+    /// How many processors are used. Each, and one more, holds a pack of some 17 MiB.
+    pub threads: NonZeroUsize,
+    /// Ends the walk early; the outcome says where.
+    pub cancel: CancelFlag,
+    /// The pack after which to begin: [`VerifyOutcome::next`] of the walk before.
+    pub after: Option<PackId>,
+    /// No pack is begun after so many bytes of packs; `u64::MAX` for no bound.
+    pub bytes_max: u64,
+}
+
+impl VerifyOptions {
+    /// Where to go on when nothing was done. No pack is before the first.
+    fn same_place(&self) -> Option<PackId> {
+        self.after.or(Some(PackId([0; 32])))
+    }
+}
+
+/// What a walk saw.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VerifyOutcome {
+    /// Packs verified, damaged ones included.
+    pub packs: u64,
+    /// Blobs opened and hashed; none without keys.
+    pub blobs: u64,
+    /// Bytes of packs read.
+    pub read_bytes: u64,
+    /// Damaged packs, in the order of their ids.
+    pub damaged: Vec<PackDamage>,
+    /// What is wrong with keys, index objects, snapshots, marks. All of them are read in
+    /// every walk, since they are few.
+    pub problems: Vec<Problem>,
+    /// The last pack verified, when there are more; `None` when the walk reached the end.
+    pub next: Option<PackId>,
+}
+
+/// Larger packs are read in pieces.
+const WINDOW_BYTES: u64 = 24 << 20;
+/// Objects are hashed in pieces of this size.
+const PIECE_BYTES: u64 = 1 << 20;
+/// A read that waits for the store while the processors work.
+const READS_AHEAD: usize = 1;
+/// Objects that are neither packs nor locks are not larger.
+const OBJECT_BYTES_MAX: u64 = 128 << 20;
+
+impl Repository<Closed> {
+    /// Verifies without keys that every object has the hash it is named by. Finds every
+    /// changed byte; not an object that is missing, nor one that was sealed by someone
+    /// else. `progress` hears bytes of packs.
+    pub fn verify_objects(
+        backend: &dyn Backend,
+        options: &VerifyOptions,
+        progress: &dyn Progress,
+    ) -> Result<VerifyOutcome, EngineError> {
+        let mut outcome = VerifyOutcome::default();
+        for kind in [ObjectKind::Key, ObjectKind::Index, ObjectKind::Snapshot, ObjectKind::Mark] {
+            for listed in backend.list(kind).map_err(EngineError::List)? {
+                if options.cancel.is_cancelled() {
+                    return Ok(VerifyOutcome { next: options.same_place(), ..outcome });
+                }
+                outcome.note(verify_object(backend, &listed.name))?;
+            }
+        }
+        let listed = backend.list(ObjectKind::Pack).map_err(EngineError::List)?;
+        let packs = listed.into_iter().filter_map(|listed| match listed.name {
+            ObjectName::Pack(id) => Some((id, listed.size_bytes)),
+            ObjectName::Config
+            | ObjectName::Access
+            | ObjectName::Key(_)
+            | ObjectName::Index(_)
+            | ObjectName::Snapshot(_)
+            | ObjectName::Lock(_)
+            | ObjectName::Mark(_) => None,
+        });
+        walk(packs.collect(), options, outcome, progress, || {
+            let mut piece = Vec::new();
+            Ok(move |id, size, _: &Work<'_>| hash_pack(backend, id, size, &mut piece))
+        })
+    }
+}
+
+impl Repository<Indexed> {
+    /// Verifies with keys: packs as far as the options say, and every other object.
+    /// `progress` hears bytes of packs. Packs that no index object lists are left out.
+    ///
+    /// Record what is damaged before anything else is backed up, so that no backup
+    /// relies on it.
+    pub fn verify(
+        &self,
+        options: &VerifyOptions,
+        progress: &dyn Progress,
+    ) -> Result<VerifyOutcome, EngineError> {
+        let mut outcome = VerifyOutcome::default();
+        let catalogue = PackCatalogue::load(&self.vault, &mut outcome.problems)?;
+        for listed in self.vault.list(ObjectKind::Snapshot)? {
+            if let ObjectName::Snapshot(id) = listed.name {
+                match snapshot::read(&self.vault, id) {
+                    // Deleted since it was listed.
+                    Ok(_) | Err(EngineError::SnapshotNotFound(_)) => {}
+                    Err(error) => outcome.note(Err(error))?,
+                }
+            }
+        }
+        // A key is sealed by its password, and a mark is judged by those who read it.
+        for kind in [ObjectKind::Key, ObjectKind::Mark] {
+            for listed in self.vault.list(kind)? {
+                outcome.note(verify_object(&*self.vault.backend, &listed.name))?;
+            }
+        }
+        self.verify_packs(&catalogue, options, outcome, progress)
+    }
+
+    /// The walk over packs alone.
+    pub(crate) fn verify_packs(
+        &self,
+        catalogue: &PackCatalogue,
+        options: &VerifyOptions,
+        outcome: VerifyOutcome,
+        progress: &dyn Progress,
+    ) -> Result<VerifyOutcome, EngineError> {
+        let packs = catalogue.packs.iter().map(|(id, listed)| (*id, listed.bytes));
+        walk(packs.collect(), options, outcome, progress, || {
+            let mut reader = PackReader::new(&self.vault)?;
+            Ok(move |id, _, work: &Work<'_>| reader.verify(catalogue, id, work))
+        })
+    }
+}
+
+impl VerifyOutcome {
+    /// Notes damage; other errors end the walk.
+    fn note(&mut self, checked: Result<(), EngineError>) -> Result<(), EngineError> {
+        match checked {
+            Err(EngineError::Damaged { object, what }) => {
+                self.problems.push(Problem { object, what });
+                Ok(())
+            }
+            other => other,
+        }
+    }
+}
+
+/// What was found out about one pack.
+struct Verdict {
+    blobs: u64,
+    read_bytes: u64,
+    damage: Option<PackDamage>,
+}
+
+/// Verifies packs in the order of their ids. `begin` makes what a thread keeps.
+fn walk<V>(
+    mut packs: Vec<(PackId, u64)>,
+    options: &VerifyOptions,
+    outcome: VerifyOutcome,
+    progress: &dyn Progress,
+    begin: impl Fn() -> Result<V, EngineError> + Sync,
+) -> Result<VerifyOutcome, EngineError>
+where
+    V: FnMut(PackId, u64, &Work<'_>) -> Result<Verdict, EngineError>,
+{
+    packs.sort_unstable();
+    packs.dedup_by_key(|(id, _)| *id);
+    packs.retain(|(id, _)| options.after.is_none_or(|after| *id > after));
+    let begun_bytes = AtomicU64::new(0);
+    let verified = Mutex::new(outcome);
+    let uncancelled = CancelFlag::new();
+    parallel::run(0..packs.len(), options.threads, READS_AHEAD, &uncancelled, |work| {
+        let mut verify = begin()?;
+        // Asked before a number is taken, so that every number taken is dealt with.
+        while !options.cancel.is_cancelled()
+            && begun_bytes.load(Ordering::Relaxed) < options.bytes_max
+        {
+            let Some(number) = work.next()? else { break };
+            let (id, size) = packs[number];
+            begun_bytes.fetch_add(size, Ordering::Relaxed);
+            let verdict = verify(id, size, work)?;
+            let mut verified = verified.lock().unwrap_or_else(PoisonError::into_inner);
+            verified.packs += 1;
+            verified.blobs += verdict.blobs;
+            verified.read_bytes += verdict.read_bytes;
+            verified.damaged.extend(verdict.damage);
+            drop(verified);
+            progress.advance(size);
+        }
+        Ok(())
+    })?;
+    let mut outcome = verified.into_inner().unwrap_or_else(PoisonError::into_inner);
+    outcome.damaged.sort_unstable_by_key(|damage| damage.pack);
+    // Numbers are taken in order and all of them were dealt with.
+    let done = usize::try_from(outcome.packs).unwrap_or(usize::MAX);
+    if done < packs.len() {
+        let last = done.checked_sub(1).and_then(|last| packs.get(last)).map(|(id, _)| *id);
+        // Nothing was done: the next walk begins where this one did.
+        outcome.next = last.or(options.same_place());
+    }
+    Ok(outcome)
+}
+
+/// Whether an object has the hash it is named by. One that is gone meanwhile is no
+/// damage: others may delete it.
+fn verify_object(backend: &dyn Backend, name: &ObjectName) -> Result<(), EngineError> {
+    match backend.get(name, OBJECT_BYTES_MAX) {
+        Ok(bytes) if name.is_hash(&sha256(&bytes)) => Ok(()),
+        Ok(_) => Err(EngineError::damaged(name, "does not have the hash it is named by")),
+        Err(BackendError::NotFound) => Ok(()),
+        Err(error) => Err(EngineError::reading(name, error)),
+    }
+}
+
+fn hash_pack(
+    backend: &dyn Backend,
+    id: PackId,
+    size: u64,
+    piece: &mut Vec<u8>,
+) -> Result<Verdict, EngineError> {
+    let name = ObjectName::Pack(id);
+    let mut verdict = Verdict { blobs: 0, read_bytes: 0, damage: None };
+    let damage = |what: &str| {
+        Some(PackDamage { pack: id, blobs: Vec::new(), whole: true, what: what.into() })
+    };
+    let mut hash = Sha256::new();
+    while verdict.read_bytes < size {
+        let len = PIECE_BYTES.min(size - verdict.read_bytes);
+        piece.resize(usize::try_from(len).unwrap_or(0), 0);
+        match backend.read_at(&name, verdict.read_bytes, piece) {
+            Ok(()) => hash.update(&*piece),
+            // A prune may have taken it since it was listed.
+            Err(BackendError::NotFound) => return Ok(verdict),
+            Err(BackendError::Truncated) => {
+                return Ok(Verdict { damage: damage("shorter than it was listed"), ..verdict });
+            }
+            Err(error) => return Err(EngineError::reading(&name, error)),
+        }
+        verdict.read_bytes += len;
+    }
+    if !name.is_hash(&hash.finalize().into()) {
+        verdict.damage = damage("does not have the hash it is named by");
+    }
+    Ok(verdict)
+}
+
+/// What the index objects say about each pack, in some 100 bytes a pack: its size, and a
+/// hash of its blobs. The blobs themselves are read again where something is wrong.
+#[derive(Debug, Default)]
+pub(crate) struct PackCatalogue {
+    packs: HashMap<PackId, ListedPack>,
+    /// Sizes of the packs in the store.
+    sizes: HashMap<PackId, u64>,
+    /// Blobs in the index, repeated ones counted each time.
+    pub(crate) blobs: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct ListedPack {
+    /// The size its blobs and their header add up to.
+    bytes: u64,
+    blobs: [u8; 32],
+    object: IndexId,
+}
+
+impl PackCatalogue {
+    /// Reads all index objects, one after the other; damaged ones become problems.
+    pub(crate) fn load(vault: &Vault, problems: &mut Vec<Problem>) -> Result<Self, EngineError> {
+        let mut catalogue = Self::default();
+        for object in index::list_objects(vault)? {
+            match index::load_object(vault, object) {
+                Ok(packs) => packs.iter().for_each(|pack| catalogue.add(object, pack)),
+                // A prune replaces index objects.
+                Err(_) if !vault.exists(&ObjectName::Index(object))? => {}
+                Err(EngineError::Damaged { object, what }) => {
+                    problems.push(Problem { object, what });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        for listed in vault.list(ObjectKind::Pack)? {
+            if let ObjectName::Pack(id) = listed.name {
+                catalogue.sizes.insert(id, listed.size_bytes);
+            }
+        }
+        Ok(catalogue)
+    }
+
+    /// Of a pack listed twice the first list counts.
+    fn add(&mut self, object: IndexId, pack: &PackEntry) {
+        self.blobs += pack.blobs.len() as u64;
+        self.packs.entry(pack.id).or_insert_with(|| ListedPack {
+            bytes: pack::pack_bytes(&pack.blobs),
+            blobs: hash_blobs(pack.blobs.clone()),
+            object,
+        });
+    }
+
+    /// Number of packs in the index.
+    pub(crate) fn packs(&self) -> u64 {
+        self.packs.len() as u64
+    }
+
+    /// Packs in the store that no index object lists.
+    pub(crate) fn unindexed_packs(&self) -> u64 {
+        self.sizes.keys().filter(|id| !self.packs.contains_key(id)).count() as u64
+    }
+
+    /// Packs that are missing or have another size than they must, sorted.
+    pub(crate) fn misfits(&self) -> Vec<PackDamage> {
+        let misfit = |(id, listed): (&PackId, &ListedPack)| {
+            let what = self.what_is_wrong_with_size(*id, *listed)?;
+            Some(PackDamage { pack: *id, blobs: Vec::new(), whole: true, what })
+        };
+        let mut misfits: Vec<_> = self.packs.iter().filter_map(misfit).collect();
+        misfits.sort_unstable_by_key(|damage| damage.pack);
+        misfits
+    }
+
+    fn what_is_wrong_with_size(&self, id: PackId, listed: ListedPack) -> Option<String> {
+        match self.sizes.get(&id) {
+            None => Some("missing".into()),
+            Some(size) if *size != listed.bytes => {
+                Some(format!("has {size} bytes, by the index {}", listed.bytes))
+            }
+            Some(_) => None,
+        }
+    }
+}
+
+/// Equal for equal blobs in equal places.
+fn hash_blobs(mut blobs: Vec<PackedBlob>) -> [u8; 32] {
+    blobs.sort_unstable_by_key(|blob| blob.offset);
+    let mut hash = Sha256::new();
+    for blob in &blobs {
+        hash.update([u8::from(blob.kind == BlobKind::Tree)]);
+        hash.update(blob.offset.to_le_bytes());
+        hash.update(blob.shape.length.to_le_bytes());
+        hash.update(blob.shape.uncompressed_length.to_le_bytes());
+        hash.update(blob.id.as_bytes());
+    }
+    hash.finalize().into()
+}
+
+/// Verifies one pack after the other in buffers it keeps.
+struct PackReader<'a> {
+    vault: &'a Vault,
+    decoder: Decoder,
+    window: Window<'a>,
+}
+
+/// Bytes of the pack being verified, from `start` on.
+struct Window<'a> {
+    vault: &'a Vault,
+    bytes: Vec<u8>,
+    /// Whether `bytes` are of this pack. They are kept beyond it: to make a window
+    /// anew would be to write it twice.
+    is_loaded: bool,
+    start: u64,
+    read_bytes: u64,
+}
+
+impl<'a> PackReader<'a> {
+    fn new(vault: &'a Vault) -> Result<Self, EngineError> {
+        let decoder = Decoder::new()?;
+        let window = Window { vault, bytes: Vec::new(), is_loaded: false, start: 0, read_bytes: 0 };
+        Ok(Self { vault, decoder, window })
+    }
+
+    fn verify(
+        &mut self,
+        catalogue: &PackCatalogue,
+        id: PackId,
+        work: &Work<'_>,
+    ) -> Result<Verdict, EngineError> {
+        self.window.is_loaded = false;
+        self.window.read_bytes = 0;
+        let listed = catalogue.packs.get(&id).copied();
+        let listed = listed.ok_or_else(|| EngineError::bug("a pack the index does not list"))?;
+        let name = ObjectName::Pack(id);
+        let mut what = catalogue.what_is_wrong_with_size(id, listed);
+        let size = catalogue.sizes.get(&id).copied().unwrap_or(0);
+        let mut blobs = Vec::new();
+        if what.is_none() {
+            match self.read_header(&name, size, work) {
+                Ok(header) if hash_blobs(header.clone()) == listed.blobs => blobs = header,
+                Ok(_) => what = Some("lists other blobs than the index".into()),
+                Err(EngineError::Damaged { what: damage, .. }) => what = Some(damage),
+                Err(error) => return Err(error),
+            }
+        }
+        let whole = what.is_some();
+        if whole {
+            // Which blobs can still be had is what the index says about them.
+            blobs = load_blobs(self.vault, listed.object, id)?;
+        }
+        let mut damaged = Vec::new();
+        for blob in &blobs {
+            match self.open_blob(&name, size, blob, work) {
+                Ok(()) => {}
+                Err(EngineError::Damaged { what: damage, .. }) => {
+                    damaged.push(blob.id);
+                    what.get_or_insert_with(|| {
+                        format!("{} {damage}", blob_name(blob.kind, blob.id))
+                    });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let damage = what.map(|what| PackDamage { pack: id, blobs: damaged, whole, what });
+        if damage.is_some() && self.is_pruned(&name, listed.object)? {
+            return Ok(Verdict { blobs: 0, read_bytes: self.window.read_bytes, damage: None });
+        }
+        let read_bytes = self.window.read_bytes;
+        Ok(Verdict { blobs: blobs.len() as u64, read_bytes, damage })
+    }
+
+    /// Whether a prune has taken the pack out of the index, and then from the store,
+    /// since the catalogue was read.
+    fn is_pruned(&self, name: &ObjectName, object: IndexId) -> Result<bool, EngineError> {
+        Ok(!self.vault.exists(&ObjectName::Index(object))? && !self.vault.exists(name)?)
+    }
+
+    fn read_header(
+        &mut self,
+        name: &ObjectName,
+        size: u64,
+        work: &Work<'_>,
+    ) -> Result<Vec<PackedBlob>, EngineError> {
+        let damaged = |what: &str| EngineError::damaged(name, what);
+        let too_short = || damaged("too short for a header");
+        let header_end = size.checked_sub(HEADER_LENGTH_BYTES as u64).ok_or_else(too_short)?;
+        let field = self.window.get(name, size, header_end, HEADER_LENGTH_BYTES as u64)?;
+        let field = field.first_chunk().ok_or_else(too_short)?;
+        let length = u64::from(u32::from_le_bytes(*field));
+        let start = header_end.checked_sub(length);
+        let start = start.ok_or_else(|| damaged("has a header longer than itself"))?;
+        let key = &self.vault.key;
+        let sealed = self.window.get(name, size, start, length)?;
+        let _permit = work.permit();
+        let header = key
+            .open(sealed)
+            .map_err(|_| damaged("has a header not sealed by the repository's key"))?;
+        pack::parse_header(&header).ok_or_else(|| damaged("has a senseless header"))
+    }
+
+    fn open_blob(
+        &mut self,
+        name: &ObjectName,
+        size: u64,
+        blob: &PackedBlob,
+        work: &Work<'_>,
+    ) -> Result<(), EngineError> {
+        let key = &self.vault.key;
+        let (offset, length) = (u64::from(blob.offset), u64::from(blob.shape.length));
+        let sealed = self.window.get(name, size, offset, length)?;
+        let _permit = work.permit();
+        let opened = match blob.kind {
+            BlobKind::Data => {
+                self.decoder.decode_verified(key, sealed, blob.shape, blob.id).map(drop)
+            }
+            BlobKind::Tree => {
+                stream::copy_plain(key, sealed, blob.shape, blob.id, &mut std::io::sink())
+            }
+        };
+        opened.map_err(|fault| EngineError::damaged(name, fault.to_string()))
+    }
+}
+
+impl Window<'_> {
+    /// Bytes of a pack of `size` bytes. A pack of usual size is read at once.
+    fn get(
+        &mut self,
+        name: &ObjectName,
+        size: u64,
+        offset: u64,
+        len: u64,
+    ) -> Result<&[u8], EngineError> {
+        let end = offset.saturating_add(len);
+        if end > size {
+            return Err(EngineError::damaged(name, "shorter than it must be"));
+        }
+        let window_end = self.start + self.bytes.len() as u64;
+        if !self.is_loaded || offset < self.start || end > window_end {
+            self.load(name, size, offset, len)?;
+        }
+        let at = usize::try_from(offset - self.start).unwrap_or(usize::MAX);
+        let bytes = usize::try_from(len).ok().and_then(|len| self.bytes.get(at..at + len));
+        bytes.ok_or_else(|| EngineError::bug("bytes outside of their window"))
+    }
+
+    fn load(
+        &mut self,
+        name: &ObjectName,
+        size: u64,
+        offset: u64,
+        len: u64,
+    ) -> Result<(), EngineError> {
+        let (start, bytes) = if size <= WINDOW_BYTES {
+            (0, size)
+        } else {
+            (offset, len.max(WINDOW_BYTES.min(size - offset)))
+        };
+        let too_large = |_| EngineError::bug("a window of 4 GiB");
+        self.bytes.resize(usize::try_from(bytes).map_err(too_large)?, 0);
+        self.start = start;
+        self.read_bytes += bytes;
+        self.is_loaded = false;
+        self.vault.read_at(name, start, &mut self.bytes)?;
+        self.is_loaded = true;
+        Ok(())
+    }
+}
+
+/// The blobs an index object lists for a pack.
+fn load_blobs(vault: &Vault, object: IndexId, id: PackId) -> Result<Vec<PackedBlob>, EngineError> {
+    match index::load_object(vault, object) {
+        Ok(packs) => {
+            let of_pack = packs.into_iter().find(|pack| pack.id == id);
+            Ok(of_pack.map(|pack| pack.blobs).unwrap_or_default())
+        }
+        Err(EngineError::Damaged { .. }) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
