@@ -518,11 +518,8 @@ fn run(seed: u64) -> u64 {
                         let is_dead = Arc::default();
                         Process { world, me, seed, dice, is_dead, repo: None }.run();
                     });
-                    std::panic::catch_unwind(run).map_err(|panic| {
-                        // The others must not wait for it.
-                        turns.turns.end(me);
-                        panic
-                    })
+                    // The others must not wait for it.
+                    std::panic::catch_unwind(run).inspect_err(|_| turns.turns.end(me))
                 })
             })
             .collect();
@@ -577,5 +574,5 @@ fn no_schedule_of_processes_around_a_prune_loses_a_committed_snapshot() {
     });
     assert!(removed > runs, "prunes must have had something to remove");
     let line = format!("prune schedules: {runs} run, {removed} packs removed, no live blob lost");
-    report_figure("prune schedules", &line);
+    report_figure("prune-schedules", &line);
 }
