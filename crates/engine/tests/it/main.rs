@@ -19,6 +19,7 @@ mod reading;
 mod restic;
 mod restic_prune;
 mod scenario;
+mod schedules;
 mod sessions;
 mod support;
 mod volumes;
