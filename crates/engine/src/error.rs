@@ -128,6 +128,7 @@ impl EngineError {
             BackendError::TooLarge => Self::damaged(object, "larger than any such object"),
             BackendError::Full
             | BackendError::Retained
+            | BackendError::Gone { .. }
             | BackendError::Unreachable { .. }
             | BackendError::Io { .. } => Self::Backend { object: *object, error },
         }
@@ -167,10 +168,11 @@ impl EngineError {
 
     /// Whether the store, rather than the repository in it, could not be reached.
     pub fn is_unreachable(&self) -> bool {
+        use BackendError as B;
         matches!(
             self,
-            Self::Backend { error: BackendError::Unreachable { .. }, .. }
-                | Self::List(BackendError::Unreachable { .. })
+            Self::Backend { error: B::Unreachable { .. } | B::Gone { .. }, .. }
+                | Self::List(B::Unreachable { .. } | B::Gone { .. })
         )
     }
 

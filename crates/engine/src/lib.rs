@@ -40,8 +40,9 @@ mod vault;
 mod verify;
 
 pub use backend::{
-    Backend, BackendError, DirEntry, Disk, DiskFile, EntryKind, Listed, LocalBackend,
-    MemoryBackend, ObjectKind, ObjectName,
+    Addressing, Backend, BackendError, ConditionalPut, CredentialsFile, DirEntry, Disk, DiskFile,
+    EntryKind, Listed, LocalBackend, MemoryBackend, NoCredential, ObjectKind, ObjectName,
+    S3Backend, S3Bucket, S3Capabilities, S3Credential, S3Credentials, S3Options, S3Timeouts,
 };
 pub use check::{CheckReport, Problem, ReadData};
 pub use chunk::ChunkSize;

@@ -10,7 +10,9 @@ use crate::{
     Backend, CancelFlag, CreateOptions, EngineError, Indexed, KdfCost, KeyId, LockId,
     MemoryBackend, NoProgress, ObjectKind, ObjectName, OpenGate, Password, ReadData, Repository,
     Session, SnapshotId, SnapshotMeta, Source, StoreOptions, Timestamp, TreeId,
+    blob::{BlobKind, Decoder},
     id::{IndexId, MarkId, sha256},
+    index::Location,
     pack,
     source::{Extent, ExtentKind, SourceError},
 };
@@ -141,7 +143,7 @@ impl Lab {
     /// Stores bytes as a tree, and as what a root calls a volume, and reads them.
     fn try_tree(&self, json: &[u8]) -> Result<(), EngineError> {
         let session = begin(&self.repo)?;
-        let tree = session.store_tree(json)?;
+        let tree = session.store_tree_json(json)?;
         let root = session.finish_tree(&[("vol", tree)], &[], now())?;
         for tree in [tree, root] {
             let name = self.repo.vault.put_document(
@@ -298,8 +300,14 @@ fn is_costly(key: &Value) -> bool {
 fn trees(lab: &Lab) -> Vec<Value> {
     let snapshot = lab.repo.get_snapshot(lab.snapshot).unwrap();
     let load = |tree: TreeId| -> Value {
-        let kind = crate::blob::BlobKind::Tree;
-        serde_json::from_slice(&lab.repo.load_blob(kind, tree.blob()).unwrap()).unwrap()
+        let open = |sealed: &[u8], location: Location| {
+            let mut decoder = Decoder::new().map_err(|error| error.to_string())?;
+            let (key, id) = (&lab.repo.vault.key, tree.blob());
+            let plain = decoder.decode_verified(key, sealed, location.shape, id);
+            plain.map(<[u8]>::to_vec).map_err(|fault| fault.to_string())
+        };
+        let json = lab.repo.load_blob(BlobKind::Tree, tree.blob(), open).unwrap();
+        serde_json::from_slice(&json).unwrap()
     };
     let volume = lab.repo.open_snapshot(lab.snapshot).unwrap().volume("vol").unwrap();
     vec![load(snapshot.tree), load(volume.subtree())]

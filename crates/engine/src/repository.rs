@@ -149,7 +149,7 @@ fn require_unused(backend: &dyn Backend) -> Result<(), EngineError> {
             Ok(listed) if listed.is_empty() => {}
             Ok(_) => return Err(EngineError::damaged(ObjectName::Config, "missing beside data")),
             // A place without config has lost its repository, or never had one.
-            Err(BackendError::Unreachable { .. }) => {}
+            Err(BackendError::Unreachable { .. } | BackendError::Gone { .. }) => {}
             Err(error) => return Err(EngineError::List(error)),
         }
     }

@@ -307,6 +307,18 @@ impl Session {
         Ok(id)
     }
 
+    /// Stores bytes as a tree, whatever they are.
+    #[cfg(test)]
+    pub(crate) fn store_tree_json(&self, json: &[u8]) -> Result<TreeId, EngineError> {
+        let id = BlobId::of(json);
+        if self.claim(BlobKind::Tree, id)? {
+            let mut encoder = Encoder::new(FILE_ZSTD_LEVEL)?;
+            let mut pack = guard(&self.tree_pack);
+            self.add(&mut pack, &mut encoder, id, json, |full| self.change_pack(full))?;
+        }
+        Ok(TreeId(id.0))
+    }
+
     /// Writes the root tree: a directory per volume and the files beside them. When it
     /// returns, everything the tree names is in durable index objects. The same
     /// arguments give the same tree.

@@ -388,6 +388,9 @@ struct PackReader<'a> {
 struct Window<'a> {
     vault: &'a Vault,
     bytes: Vec<u8>,
+    /// Whether `bytes` are of this pack. They are kept beyond it: to make a window
+    /// anew would be to write it twice.
+    is_loaded: bool,
     start: u64,
     read_bytes: u64,
 }
@@ -395,7 +398,7 @@ struct Window<'a> {
 impl<'a> PackReader<'a> {
     fn new(vault: &'a Vault) -> Result<Self, EngineError> {
         let decoder = Decoder::new()?;
-        let window = Window { vault, bytes: Vec::new(), start: 0, read_bytes: 0 };
+        let window = Window { vault, bytes: Vec::new(), is_loaded: false, start: 0, read_bytes: 0 };
         Ok(Self { vault, decoder, window })
     }
 
@@ -405,7 +408,7 @@ impl<'a> PackReader<'a> {
         id: PackId,
         work: &Work<'_>,
     ) -> Result<Verdict, EngineError> {
-        self.window.bytes.clear();
+        self.window.is_loaded = false;
         self.window.read_bytes = 0;
         let listed = catalogue.packs.get(&id).copied();
         let listed = listed.ok_or_else(|| EngineError::bug("a pack the index does not list"))?;
@@ -513,7 +516,7 @@ impl Window<'_> {
             return Err(EngineError::damaged(name, "shorter than it must be"));
         }
         let window_end = self.start + self.bytes.len() as u64;
-        if self.bytes.is_empty() || offset < self.start || end > window_end {
+        if !self.is_loaded || offset < self.start || end > window_end {
             self.load(name, size, offset, len)?;
         }
         let at = usize::try_from(offset - self.start).unwrap_or(usize::MAX);
@@ -537,8 +540,10 @@ impl Window<'_> {
         self.bytes.resize(usize::try_from(bytes).map_err(too_large)?, 0);
         self.start = start;
         self.read_bytes += bytes;
-        let read = self.vault.read_at(name, start, &mut self.bytes);
-        read.inspect_err(|_| self.bytes.clear())
+        self.is_loaded = false;
+        self.vault.read_at(name, start, &mut self.bytes)?;
+        self.is_loaded = true;
+        Ok(())
     }
 }
 

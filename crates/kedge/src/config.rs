@@ -5,17 +5,18 @@
 //! values of a file is found in one go, so that nobody has to mend it line by line.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use kedge_core::job::Lease;
 use kedge_core::protect;
+use kedge_engine::Addressing;
 use kedge_service::settings::{Kdf, Limits as ServiceLimits, Settings};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, OrFail as _};
-use crate::{private, telemetry};
+use crate::{places, private, telemetry};
 
 /// Larger than any sensible configuration: a path that names something else is noticed.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -31,6 +32,7 @@ pub(crate) struct Config {
     pub(crate) state_dir: PathBuf,
     pub(crate) users: PathBuf,
     pub(crate) repositories_dir: Option<PathBuf>,
+    pub(crate) repositories: Repositories,
     pub(crate) service_key: Option<PathBuf>,
     pub(crate) listen: String,
     pub(crate) allow_plain_http_beyond_loopback: bool,
@@ -57,6 +59,43 @@ pub(crate) struct Config {
 pub(crate) enum Cloud {
     /// Image files on this machine.
     Local { servers_dir: PathBuf },
+}
+
+/// Where the repositories lie.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Repositories {
+    pub(crate) kind: RepositoriesKind,
+    pub(crate) endpoint: Option<String>,
+    pub(crate) bucket: Option<String>,
+    pub(crate) prefix: Option<String>,
+    pub(crate) region: String,
+    pub(crate) path_style: bool,
+    pub(crate) credentials_file: Option<PathBuf>,
+    pub(crate) ca_file: Option<PathBuf>,
+}
+
+/// What kind of store holds them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RepositoriesKind {
+    Directory,
+    S3,
+}
+
+impl Default for Repositories {
+    fn default() -> Self {
+        Self {
+            kind: RepositoriesKind::Directory,
+            endpoint: None,
+            bucket: None,
+            prefix: None,
+            region: "us-east-1".to_owned(),
+            path_style: true,
+            credentials_file: None,
+            ca_file: None,
+        }
+    }
 }
 
 /// Whether servers with shared disks may be backed up.
@@ -113,6 +152,7 @@ impl Default for Config {
             state_dir: PathBuf::new(),
             users: PathBuf::new(),
             repositories_dir: None,
+            repositories: Repositories::default(),
             service_key: None,
             listen: "127.0.0.1:8799".to_owned(),
             allow_plain_http_beyond_loopback: false,
@@ -207,6 +247,27 @@ impl Problems {
     }
 }
 
+/// Where the repositories lie, as far as that makes sense.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Location {
+    /// A directory of this machine.
+    Directory(PathBuf),
+    /// A bucket.
+    S3(Bucket),
+}
+
+/// A bucket and how to get at it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Bucket {
+    pub(crate) endpoint: String,
+    pub(crate) name: String,
+    pub(crate) prefix: String,
+    pub(crate) region: String,
+    pub(crate) addressing: Addressing,
+    pub(crate) credentials_file: Option<PathBuf>,
+    pub(crate) ca_file: Option<PathBuf>,
+}
+
 /// A configuration whose values make sense.
 #[derive(Clone, Debug)]
 pub(crate) struct Checked {
@@ -215,7 +276,7 @@ pub(crate) struct Checked {
     pub(crate) public_url: kedge_api::PublicUrl,
     pub(crate) region: String,
     pub(crate) state_dir: PathBuf,
-    pub(crate) repositories_dir: PathBuf,
+    pub(crate) repositories: Location,
     pub(crate) service_key: PathBuf,
     pub(crate) users: PathBuf,
     pub(crate) cloud: Cloud,
@@ -240,6 +301,7 @@ impl Config {
     pub(crate) fn check(self) -> Result<Checked, Vec<Problem>> {
         let mut problems = Problems::default();
         self.check_paths(&mut problems);
+        self.check_repositories(&mut problems);
         self.check_numbers(&mut problems);
         self.check_words(&mut problems);
         let listen = self.address("listen", &self.listen, &mut problems);
@@ -255,7 +317,7 @@ impl Config {
     fn into_checked(self, listen: SocketAddr, metrics_listen: Option<SocketAddr>) -> Checked {
         let settings = self.settings();
         let http = self.http();
-        let (repositories_dir, service_key) = (self.repositories_path(), self.service_key_path());
+        let (repositories, service_key) = (self.location(), self.service_key_path());
         Checked {
             listen,
             metrics_listen,
@@ -265,7 +327,7 @@ impl Config {
                 (None, false) => kedge_api::PublicUrl::FromHost,
             },
             region: self.region,
-            repositories_dir,
+            repositories,
             service_key,
             state_dir: self.state_dir,
             users: self.users,
@@ -304,6 +366,25 @@ impl Config {
         self.repositories_dir.clone().unwrap_or_else(|| self.state_dir.join("repositories"))
     }
 
+    fn location(&self) -> Location {
+        let given = &self.repositories;
+        match given.kind {
+            RepositoriesKind::Directory => Location::Directory(self.repositories_path()),
+            RepositoriesKind::S3 => Location::S3(Bucket {
+                endpoint: given.endpoint.clone().unwrap_or_default(),
+                name: given.bucket.clone().unwrap_or_default(),
+                prefix: given.prefix.clone().unwrap_or_default(),
+                region: given.region.clone(),
+                addressing: match given.path_style {
+                    true => Addressing::Path,
+                    false => Addressing::VirtualHost,
+                },
+                credentials_file: given.credentials_file.clone(),
+                ca_file: given.ca_file.clone(),
+            }),
+        }
+    }
+
     fn service_key_path(&self) -> PathBuf {
         self.service_key.clone().unwrap_or_else(|| self.state_dir.join("service.key"))
     }
@@ -324,6 +405,62 @@ impl Config {
             let text = "expected a file outside repositories_dir: whoever copies the \
                         repositories must not get the key with them";
             problems.add("service_key", text);
+        }
+    }
+
+    fn check_repositories(&self, problems: &mut Problems) {
+        let given = &self.repositories;
+        let files = [
+            ("repositories.credentials_file", &given.credentials_file),
+            ("repositories.ca_file", &given.ca_file),
+        ];
+        if given.kind == RepositoriesKind::Directory {
+            let texts = [
+                ("repositories.endpoint", &given.endpoint),
+                ("repositories.bucket", &given.bucket),
+                ("repositories.prefix", &given.prefix),
+            ];
+            let set = texts.iter().filter(|(_, text)| text.is_some()).map(|(field, _)| *field);
+            let files = files.iter().filter(|(_, path)| path.is_some()).map(|(field, _)| *field);
+            for field in set.chain(files) {
+                problems.add(field, "expected only where repositories.kind is \"s3\"");
+            }
+            return;
+        }
+        if self.repositories_dir.is_some() {
+            problems.add("repositories_dir", "expected none where repositories.kind is \"s3\"");
+        }
+        for (field, path) in files {
+            if let Some(path) = path {
+                problems.absolute(field, path);
+            }
+        }
+        let endpoint = given.endpoint.as_deref().unwrap_or_default();
+        if !is_endpoint(endpoint) {
+            let text = "expected https://HOST or https://HOST:PORT (or http://), with nothing \
+                        after it";
+            problems.add("repositories.endpoint", format!("{text}, found {endpoint:?}"));
+        }
+        let bucket = given.bucket.as_deref().unwrap_or_default();
+        if !is_bucket(bucket) {
+            let text = "expected 3 to 63 lower-case letters, digits, `-` and `.`";
+            problems.add("repositories.bucket", format!("{text}, found {bucket:?}"));
+        } else if !given.path_style && bucket.contains('.') && endpoint.starts_with("https://") {
+            let text = "expected true for a bucket with a dot in its name: no certificate is \
+                        good for such a host";
+            problems.add("repositories.path_style", text);
+        }
+        if let Some(prefix) = &given.prefix
+            && !is_prefix(prefix)
+        {
+            let text = "expected folders of letters, digits, `-`, `_` and `.` with single slashes \
+                        between them";
+            problems.add("repositories.prefix", format!("{text}, found {prefix:?}"));
+        }
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        if !(1..=64).contains(&given.region.len()) || !given.region.chars().all(plain) {
+            let text = "expected 1 to 64 letters, digits, `-` and `_`";
+            problems.add("repositories.region", text);
         }
     }
 
@@ -450,6 +587,57 @@ impl Checked {
     }
 }
 
+/// `http://` or `https://`, a host and perhaps a port.
+fn is_endpoint(text: &str) -> bool {
+    let rest = ["https://", "http://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+    let Some(authority) = rest else { return false };
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => {
+            if port.parse::<u16>().is_err() {
+                return false;
+            }
+            host
+        }
+        Some(_) | None => authority,
+    };
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
+    match address {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.chars().all(plain),
+    }
+}
+
+/// A name every store accepts.
+fn is_bucket(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
+    let edge = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    (3..=63).contains(&text.len())
+        && text.chars().all(plain)
+        && text.starts_with(edge)
+        && text.ends_with(edge)
+        && !text.contains("..")
+}
+
+/// Folders that are no way up or nowhere.
+fn is_prefix(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let folder = |part: &str| !matches!(part, "" | "." | "..") && part.chars().all(plain);
+    text.len() <= 512 && text.split('/').all(folder)
+}
+
+/// The files a bucket needs can be read, and hold what they must.
+fn check_files(bucket: &Bucket, problems: &mut Problems) {
+    if let Err(text) = places::credentials(bucket)
+        .and_then(|credentials| credentials.current().map(drop).map_err(|error| error.to_string()))
+    {
+        problems.add("repositories.credentials_file", text);
+    }
+    if let Err(text) = places::read_certificates(bucket) {
+        problems.add("repositories.ca_file", text);
+    }
+}
+
 impl Checked {
     /// Where the indexes of repositories are kept for the next process.
     pub(crate) fn index_cache_dir(&self) -> PathBuf {
@@ -460,7 +648,10 @@ impl Checked {
     pub(crate) fn check_machine_for_repositories(&self) -> Vec<Problem> {
         let mut problems = Problems::default();
         is_private_dir("state_dir", &self.state_dir, &mut problems);
-        is_private_dir("repositories_dir", &self.repositories_dir, &mut problems);
+        match &self.repositories {
+            Location::Directory(dir) => is_private_dir("repositories_dir", dir, &mut problems),
+            Location::S3(bucket) => check_files(bucket, &mut problems),
+        }
         problems.0
     }
 }
@@ -551,7 +742,7 @@ mod tests {
         let config: Config = toml::from_str(EXAMPLE).unwrap();
         let checked = config.check().unwrap();
         assert_eq!(checked.service_key, Path::new("/etc/kedge/service.key"));
-        assert_eq!(checked.repositories_dir, Path::new("/var/lib/kedge/repositories"));
+        assert_eq!(checked.repositories, Location::Directory("/var/lib/kedge/repositories".into()));
     }
 
     #[test]
@@ -593,6 +784,73 @@ mod tests {
             let problems = config.check().unwrap_err();
             assert_eq!(problems.len(), 1, "{problems:?}");
             assert_eq!(problems[0].field, field);
+        }
+    }
+
+    fn in_a_bucket() -> Config {
+        let text = r#"
+            kind = "s3"
+            endpoint = "https://s3.example.org:9000"
+            bucket = "backups.example"
+            prefix = "kedge/one"
+            region = "eu-1"
+            credentials_file = "/etc/kedge/s3"
+        "#;
+        Config { repositories: toml::from_str(text).unwrap(), ..good() }
+    }
+
+    #[test]
+    fn a_bucket_holds_repositories_instead_of_a_directory() {
+        let Location::S3(bucket) = in_a_bucket().check().unwrap().repositories else {
+            panic!("a bucket")
+        };
+        assert_eq!(bucket.endpoint, "https://s3.example.org:9000");
+        assert_eq!(bucket.addressing, Addressing::Path);
+        assert_eq!(bucket.prefix, "kedge/one");
+    }
+
+    #[test]
+    fn each_wrong_value_of_a_bucket_is_told_with_its_field() {
+        type Break = fn(&mut Config);
+        let rows: [(&str, Break); 20] = [
+            ("repositories_dir", |c| c.repositories_dir = Some("/r".into())),
+            ("repositories.endpoint", |c| c.repositories.endpoint = None),
+            ("repositories.endpoint", |c| c.repositories.endpoint = Some("s3.host".into())),
+            ("repositories.endpoint", |c| c.repositories.endpoint = Some("https://".into())),
+            ("repositories.endpoint", |c| c.repositories.endpoint = Some("https://h/b".into())),
+            ("repositories.endpoint", |c| c.repositories.endpoint = Some("https://u@h".into())),
+            ("repositories.endpoint", |c| c.repositories.endpoint = Some("https://h:x".into())),
+            ("repositories.endpoint", |c| c.repositories.endpoint = Some("https://[x]".into())),
+            ("repositories.bucket", |c| c.repositories.bucket = None),
+            ("repositories.bucket", |c| c.repositories.bucket = Some("UP".into())),
+            ("repositories.bucket", |c| c.repositories.bucket = Some("a/b".into())),
+            ("repositories.bucket", |c| c.repositories.bucket = Some("-abc".into())),
+            ("repositories.prefix", |c| c.repositories.prefix = Some(String::new())),
+            ("repositories.prefix", |c| c.repositories.prefix = Some("/a".into())),
+            ("repositories.prefix", |c| c.repositories.prefix = Some("a/../b".into())),
+            ("repositories.prefix", |c| c.repositories.prefix = Some("a b".into())),
+            ("repositories.region", |c| c.repositories.region = "eu 1".into()),
+            ("repositories.path_style", |c| c.repositories.path_style = false),
+            ("repositories.credentials_file", |c| {
+                c.repositories.credentials_file = Some("s3".into());
+            }),
+            ("repositories.ca_file", |c| c.repositories.ca_file = Some("../ca".into())),
+        ];
+        for (field, break_it) in rows {
+            let mut config = in_a_bucket();
+            assert!(config.clone().check().is_ok());
+            break_it(&mut config);
+            let problems = config.check().unwrap_err();
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            assert_eq!(problems[0].field, field);
+        }
+        let mut config = in_a_bucket();
+        config.repositories.kind = RepositoriesKind::Directory;
+        assert_eq!(config.check().unwrap_err().len(), 4);
+        for endpoint in
+            ["http://127.0.0.1:9000", "https://[::1]:9000", "https://[::1]", "https://h"]
+        {
+            assert!(is_endpoint(endpoint), "{endpoint}");
         }
     }
 

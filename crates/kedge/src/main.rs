@@ -12,6 +12,7 @@ mod halt;
 mod node;
 mod operator;
 mod outside;
+mod places;
 mod private;
 mod signals;
 mod telemetry;

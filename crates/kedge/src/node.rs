@@ -10,17 +10,17 @@ use kedge_cloud::local::LocalCloud;
 use kedge_core::ports::{Clock as _, Cloud, IdSource as _};
 use kedge_service::identity::{Identity, UsersSource};
 use kedge_service::keys::ServiceKey;
-use kedge_service::repositories::{Directory, Repositories};
+use kedge_service::repositories::Repositories;
 use kedge_service::{App, Wiring};
 use kedge_store::Store;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, Checked};
+use crate::config::{self, Checked, Location};
 use crate::failure::{Failure, OrFail as _};
 use crate::outside::{RandomIds, SystemClock};
-use crate::{halt, private, signals, telemetry};
+use crate::{halt, places, private, signals, telemetry};
 
 /// Runs the service until it is told to stop.
 pub(crate) async fn serve(path: &Path) -> Result<(), Failure> {
@@ -104,9 +104,7 @@ impl Node {
         if let Some(problem) = config.check_machine().first() {
             return Err(Failure::new(problem.to_string()));
         }
-        for dir in [&config.state_dir, &config.repositories_dir] {
-            private::create_dir(dir).or_fail(dir.display())?;
-        }
+        make_dirs(config)?;
         let clock = Arc::new(SystemClock);
         let path = config.state_dir.join("catalogue.sqlite");
         let store = Store::open(&path).await.or_fail("catalogue")?;
@@ -201,14 +199,9 @@ async fn bind(field: &str, address: SocketAddr) -> Result<(TcpListener, SocketAd
 fn wire(config: &Checked, store: &Store, clock: Arc<SystemClock>) -> Result<App, Failure> {
     let settings = &config.settings;
     let key = service_key(&config.service_key)?;
-    let repositories = Repositories::new(
-        Arc::new(Directory(config.repositories_dir.clone())),
-        Arc::new(key),
-        store.clone(),
-        clock.clone(),
-        settings.kdf,
-    )
-    .with_index_cache(config.index_cache_dir());
+    let (places, key) = (places::open(config)?, Arc::new(key));
+    let repositories = Repositories::new(places, key, store.clone(), clock.clone(), settings.kdf)
+        .with_index_cache(config.index_cache_dir());
     let identity = Identity::new(
         UsersSource::File(config.users.clone()),
         store.clone(),
@@ -229,6 +222,16 @@ fn wire(config: &Checked, store: &Store, clock: Arc<SystemClock>) -> Result<App,
     }))
 }
 
+/// Makes what is missing of our own directories.
+pub(crate) fn make_dirs(config: &Checked) -> Result<(), Failure> {
+    private::create_dir(&config.state_dir).or_fail(config.state_dir.display())?;
+    match &config.repositories {
+        Location::Directory(dir) => private::create_dir(dir).or_fail(dir.display()),
+        // Whoever runs the store makes buckets.
+        Location::S3(_) => Ok(()),
+    }
+}
+
 /// A key that is not where it was must not be replaced: new repositories would be wrapped
 /// with the new one, and lost when the old one is put back.
 pub(crate) async fn require_known_key(config: &Checked, store: &Store) -> Result<(), Failure> {
@@ -236,9 +239,10 @@ pub(crate) async fn require_known_key(config: &Checked, store: &Store) -> Result
         return Ok(());
     }
     let known = store.list_repositories().await.or_fail("catalogue")?;
-    let dirs = std::fs::read_dir(&config.repositories_dir).or_fail("repositories_dir")?;
-    let is_ours = |dir: std::fs::DirEntry| dir.path().join("kedge/access.json").exists();
-    if known.is_empty() && !dirs.flatten().any(is_ours) {
+    let places = places::open(config)?;
+    let found = tokio::task::spawn_blocking(move || places.list_projects());
+    let found = found.await.or_fail("looking for repositories")?;
+    if known.is_empty() && found.or_fail("looking for repositories")?.is_empty() {
         return Ok(());
     }
     Err(Failure::new(format!(

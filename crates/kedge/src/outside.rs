@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kedge_core::ports::{Clock, IdSource};
 use kedge_core::time::Timestamp;
+use kedge_engine::layer::Pace;
 use rustix::time::{ClockId, clock_gettime};
 use uuid::Uuid;
 
@@ -23,6 +24,26 @@ impl Clock for SystemClock {
         let at = clock_gettime(ClockId::Boottime);
         let secs = u64::try_from(at.tv_sec).unwrap_or(0);
         Duration::new(secs, u32::try_from(at.tv_nsec).unwrap_or(0))
+    }
+}
+
+/// How waiting for a store is paced.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SystemPace;
+
+impl Pace for SystemPace {
+    fn now(&self) -> Duration {
+        SystemClock.monotonic()
+    }
+
+    fn sleep(&self, time: Duration) {
+        std::thread::sleep(time);
+    }
+
+    /// Without randomness everybody comes back in step, which is no reason to fail.
+    fn jitter(&self) -> f64 {
+        let random = getrandom::u32().unwrap_or(u32::MAX / 2);
+        f64::from(random) / f64::from(u32::MAX)
     }
 }
 

@@ -14,6 +14,7 @@ pub mod items;
 pub mod keys;
 pub mod kit;
 pub mod manifest;
+pub mod places;
 pub mod protect;
 pub mod rebuild;
 pub mod repositories;

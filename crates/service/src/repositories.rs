@@ -14,8 +14,8 @@ use kedge_core::fact::Unknown;
 use kedge_core::ids::ProjectId;
 use kedge_core::ports::Clock;
 use kedge_engine::{
-    Backend, Closed, CreateOptions, EngineError, Indexed, KdfCost, LocalBackend, ObjectName,
-    Password, Repository, SnapshotId, Timestamp,
+    Backend, Closed, CreateOptions, EngineError, Indexed, KdfCost, ObjectName, Password,
+    Repository, SnapshotId, Timestamp,
 };
 use kedge_store::{Store, StoreError};
 use tokio::sync::OnceCell;
@@ -24,70 +24,11 @@ use zeroize::Zeroizing;
 use crate::access;
 use crate::keys::{KeyError, ServiceKey};
 use crate::kit::RecoveryKit;
+use crate::places::Places;
 use crate::settings::Kdf;
 
 /// An open repository, shared by everything in the process that reads or writes it.
 pub type SharedRepository = Arc<Repository<Indexed>>;
-
-/// Where repositories lie.
-pub trait Places: Send + Sync + Debug {
-    /// The store of one project's repository.
-    fn backend(&self, project: &ProjectId) -> Result<Arc<dyn Backend>, RepositoryError>;
-
-    /// What `RESTIC_REPOSITORY` says to reach it.
-    fn restic_location(&self, project: &ProjectId) -> Result<String, RepositoryError>;
-
-    /// The projects that have a repository here, whatever its state, in their order.
-    fn list_projects(&self) -> Result<Vec<ProjectId>, RepositoryError> {
-        Err(RepositoryError::Failed("this store cannot list its repositories".to_owned()))
-    }
-}
-
-/// A directory with one repository per project, named by the project's id.
-#[derive(Clone, Debug)]
-pub struct Directory(pub PathBuf);
-
-impl Directory {
-    fn path(&self, project: &ProjectId) -> Result<PathBuf, RepositoryError> {
-        let name = project.as_str();
-        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-        if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
-            return Err(RepositoryError::Failed(format!("{project:?} cannot name a directory")));
-        }
-        Ok(self.0.join(name))
-    }
-}
-
-impl Places for Directory {
-    fn backend(&self, project: &ProjectId) -> Result<Arc<dyn Backend>, RepositoryError> {
-        Ok(Arc::new(LocalBackend::new(self.path(project)?)))
-    }
-
-    fn restic_location(&self, project: &ProjectId) -> Result<String, RepositoryError> {
-        let path = self.path(project)?;
-        let absolute = std::path::absolute(&path)
-            .map_err(|error| RepositoryError::Failed(format!("{}: {error}", path.display())))?;
-        Ok(absolute.display().to_string())
-    }
-
-    /// What cannot be a repository of ours is passed over: it is somebody else's.
-    fn list_projects(&self) -> Result<Vec<ProjectId>, RepositoryError> {
-        let failed = |error: std::io::Error| {
-            RepositoryError::Failed(format!("{}: {error}", self.0.display()))
-        };
-        let mut projects = Vec::new();
-        for entry in std::fs::read_dir(&self.0).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
-            let Some(project) = name.to_str().map(ProjectId::new) else { continue };
-            let Ok(path) = self.path(&project) else { continue };
-            if path.join("config").exists() || path.join("kedge/access.json").exists() {
-                projects.push(project);
-            }
-        }
-        projects.sort_unstable();
-        Ok(projects)
-    }
-}
 
 /// Why a repository cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -369,34 +310,5 @@ pub(crate) async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => Ok(done?),
         Err(error) => Err(RepositoryError::Failed(format!("engine task: {error}"))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_project_id_never_becomes_a_path() {
-        let root = Directory("/repositories".into());
-        for name in ["", "..", "a/b", "a\0b", "a\nb", &"x".repeat(65)] {
-            assert!(root.path(&ProjectId::new(name)).is_err(), "{name:?}");
-        }
-        let path = root.path(&ProjectId::new("3f2b9c1d7a6e4c58b0d1e2f3a4b5c6d7")).unwrap();
-        assert!(path.starts_with("/repositories"));
-    }
-
-    #[test]
-    fn repositories_are_found_among_what_else_lies_there() {
-        let dir = tempfile::tempdir().unwrap();
-        for path in ["b/kedge", "a", "empty", "no name of a project/kedge"] {
-            std::fs::create_dir_all(dir.path().join(path)).unwrap();
-        }
-        for path in ["b/kedge/access.json", "a/config", "c", "no name of a project/config"] {
-            std::fs::write(dir.path().join(path), "").unwrap();
-        }
-        let found = Directory(dir.path().to_owned()).list_projects().unwrap();
-        assert_eq!(found, [ProjectId::new("a"), ProjectId::new("b")]);
-        assert!(Directory(dir.path().join("gone")).list_projects().is_err());
     }
 }

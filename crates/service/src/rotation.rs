@@ -20,7 +20,8 @@ use kedge_store::Store;
 use crate::access;
 use crate::app::Points;
 use crate::keys::{KeyError, ServiceKey};
-use crate::repositories::{Places, Repositories, RepositoryError, blocking, engine_time};
+use crate::places::Places;
+use crate::repositories::{Repositories, RepositoryError, blocking, engine_time};
 use crate::settings::Kdf;
 
 /// Whether the repositories' passwords are replaced with the key.

@@ -10,8 +10,9 @@ use kedge_core::ids::ProjectId;
 use kedge_core::ports::{Clock, IdSource};
 use kedge_core::time::Timestamp;
 use kedge_engine::layer::FaultBackend;
-use kedge_engine::{Backend, MemoryBackend};
-use kedge_service::repositories::{Places, RepositoryError};
+use kedge_engine::{Backend, MemoryBackend, ObjectName};
+use kedge_service::places::Places;
+use kedge_service::repositories::RepositoryError;
 use uuid::Uuid;
 
 /// A clock that moves only when told to.
@@ -102,5 +103,18 @@ impl Places for MemoryPlaces {
 
     fn restic_location(&self, project: &ProjectId) -> Result<String, RepositoryError> {
         Err(RepositoryError::Failed(format!("the repository of {project} lies in memory")))
+    }
+
+    fn list_projects(&self) -> Result<Vec<ProjectId>, RepositoryError> {
+        let backends = self.0.backends.lock().unwrap_or_else(PoisonError::into_inner);
+        let holds_one = |store: &FaultBackend<MemoryBackend>| {
+            [ObjectName::Config, ObjectName::Access]
+                .iter()
+                .any(|name| matches!(store.inner().find_size(name), Ok(Some(_))))
+        };
+        let found = backends.iter().filter(|(_, store)| holds_one(store));
+        let mut projects: Vec<_> = found.map(|(project, _)| project.clone()).collect();
+        projects.sort();
+        Ok(projects)
     }
 }

@@ -7,7 +7,7 @@ use std::fs;
 use std::time::Instant;
 
 use crate::process::{program, run};
-use crate::{During, Failure, figures, licences, longest, needs, tree};
+use crate::{During, Failure, figures, lab, licences, longest, needs, tree};
 
 struct Step {
     name: &'static str,
@@ -80,9 +80,12 @@ fn documentation() -> Result<(), Failure> {
     run(program("cargo", &arguments).env("RUSTDOCFLAGS", "-D warnings"))
 }
 
-/// More random cases, more kills, larger disks: tests read `KEDGE_TEST_LONG`.
+/// More random cases, more kills, larger disks, a real object store: tests read
+/// `KEDGE_TEST_LONG`.
 fn test_long() -> Result<(), Failure> {
     figures::clear()?;
+    needs::check_lab()?;
+    let _lab = lab::Lab::start()?;
     let arguments = ["test", "--locked", "--workspace", "--release"];
     run(program("cargo", &arguments).env("KEDGE_TEST_LONG", "1"))
 }

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 mod ci;
 mod disk_image;
 mod figures;
+mod lab;
 mod licences;
 mod longest;
 mod needs;
@@ -24,6 +25,7 @@ const USAGE: &str = "\
 usage: cargo xtask TASK
 
   ci          everything continuous integration runs, cheapest first
+  needs       installs what the tests need, the first step of ci
   nightly     ci, then the tests in their long form and the demo
   gen         rewrites docs/error-codes.md and docs/openapi.json from the code
   disk-image  rewrites the demo's system disk (needs e2fsprogs and zstd)
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
     let [task] = arguments.as_slice() else { return usage() };
     let result = match task.as_str() {
         "ci" => ci::ci(),
+        "needs" => needs::check(),
         "nightly" => ci::nightly(),
         "gen" => ci::generate(),
         "disk-image" => disk_image::generate(),

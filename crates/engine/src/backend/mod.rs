@@ -1,16 +1,21 @@
 //! Where a repository's objects lie.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use crate::id::{IndexId, KeyId, LockId, MarkId, PackId, SnapshotId};
 
 mod disk;
 mod local;
 mod memory;
+mod s3;
 
 pub use disk::{DirEntry, Disk, DiskFile, EntryKind};
 pub use local::LocalBackend;
 pub use memory::MemoryBackend;
+pub use s3::{
+    Addressing, ConditionalPut, CredentialsFile, NoCredential, S3Backend, S3Bucket, S3Capabilities,
+    S3Credential, S3Credentials, S3Options, S3Timeouts,
+};
 
 /// The kinds of stored objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -128,6 +133,13 @@ pub enum BackendError {
     /// lock. Only deletions meet it.
     #[error("the store retains the object")]
     Retained,
+    /// The store answers, and the repository is not where it was: asking again at once
+    /// brings the same answer.
+    #[error("the repository is not there: {text}")]
+    Gone {
+        /// What was found instead.
+        text: String,
+    },
     /// The place where the repository lies is gone or does not answer.
     #[error("the store cannot be reached: {text}")]
     Unreachable {
@@ -150,9 +162,12 @@ impl BackendError {
         match self {
             Self::Unreachable { .. } => true,
             Self::Io { retryable, .. } => *retryable,
-            Self::NotFound | Self::Truncated | Self::TooLarge | Self::Full | Self::Retained => {
-                false
-            }
+            Self::NotFound
+            | Self::Truncated
+            | Self::TooLarge
+            | Self::Full
+            | Self::Retained
+            | Self::Gone { .. } => false,
         }
     }
 }
@@ -167,7 +182,10 @@ impl BackendError {
 /// - Deleting what is not there succeeds.
 /// - A backend never retries; the caller decides by [`BackendError::is_retryable`].
 /// - Once a repository exists, a place that has lost it is
-///   [`BackendError::Unreachable`] rather than empty; nothing is re-created there.
+///   [`BackendError::Unreachable`] or [`BackendError::Gone`] rather than empty; nothing is
+///   re-created there.
+/// - A list may lack objects that were written or are still there, so it proves no absence;
+///   [`Backend::find_size`] does.
 pub trait Backend: Send + Sync + fmt::Debug {
     /// Makes the place ready for a new repository, where that takes anything.
     fn prepare(&self) -> Result<(), BackendError>;
@@ -193,4 +211,39 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// Removes what writers that died left half-written; never what a living one writes.
     fn remove_leftovers(&self) -> Result<(), BackendError>;
+}
+
+/// A shared backend is one, so that layers can be put around it.
+impl<B: Backend + ?Sized> Backend for Arc<B> {
+    fn prepare(&self) -> Result<(), BackendError> {
+        (**self).prepare()
+    }
+
+    fn put(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), BackendError> {
+        (**self).put(name, bytes)
+    }
+
+    fn get(&self, name: &ObjectName, bytes_max: u64) -> Result<Vec<u8>, BackendError> {
+        (**self).get(name, bytes_max)
+    }
+
+    fn read_at(&self, name: &ObjectName, offset: u64, buf: &mut [u8]) -> Result<(), BackendError> {
+        (**self).read_at(name, offset, buf)
+    }
+
+    fn find_size(&self, name: &ObjectName) -> Result<Option<u64>, BackendError> {
+        (**self).find_size(name)
+    }
+
+    fn list(&self, kind: ObjectKind) -> Result<Vec<Listed>, BackendError> {
+        (**self).list(kind)
+    }
+
+    fn delete(&self, name: &ObjectName) -> Result<(), BackendError> {
+        (**self).delete(name)
+    }
+
+    fn remove_leftovers(&self) -> Result<(), BackendError> {
+        (**self).remove_leftovers()
+    }
 }

@@ -6,13 +6,16 @@
     reason = "a test that cannot go on fails where it stands"
 )]
 
+mod backends;
 mod corruption;
 mod crash;
 mod faults;
-mod reading;
 mod model;
+mod moto;
 mod passwords;
+mod proxy;
 mod prune;
+mod reading;
 mod restic;
 mod restic_prune;
 mod scenario;

@@ -144,10 +144,7 @@ fn a_fault(choices: &mut Choices) -> Fault {
 /// What a failing store may be reported as. One that cannot be reached when asked whether
 /// there is a repository is asked to make one, and says that there is.
 fn is_told(error: &EngineError) -> bool {
-    matches!(
-        error,
-        EngineError::Backend { .. } | EngineError::List(_) | EngineError::AlreadyExists
-    )
+    matches!(error, EngineError::Backend { .. } | EngineError::List(_) | EngineError::AlreadyExists)
 }
 
 impl<'a> Run<'a> {

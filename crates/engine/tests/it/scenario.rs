@@ -240,7 +240,7 @@ impl Scenario {
                 continue;
             }
             match choices.below(16) {
-                0 | 1 | 2 => {
+                0..=2 => {
                     scenario.works.push(Work::Prune);
                     continue;
                 }

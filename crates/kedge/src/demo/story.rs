@@ -9,7 +9,7 @@ use super::caller::{Caller, Kind, question, to_where_it_came_from};
 use super::place::used_bytes;
 use super::servers::{DemoServer, Servers};
 use super::show::{Step, head, size};
-use crate::config::Checked;
+use crate::config::{Checked, Location};
 use crate::failure::{Failure, OrFail as _};
 use crate::node::Node;
 use crate::operator::say;
@@ -113,8 +113,11 @@ impl<'a> Story<'a> {
     }
 
     fn repository_bytes(&self) -> Result<u64, Failure> {
-        let dir = &self.config.repositories_dir;
-        used_bytes(dir).or_fail(dir.display())
+        match &self.config.repositories {
+            Location::Directory(dir) => used_bytes(dir).or_fail(dir.display()),
+            // The demo's own configuration names none.
+            Location::S3(_) => Ok(0),
+        }
     }
 
     fn work_on_disks(&self) -> Result<(), Failure> {

@@ -6,12 +6,12 @@ use kedge_service::rotation::{Passwords, Rotation};
 use serde_json::json;
 
 use super::report::{Form, Outcome, Report};
-use super::{Found, note, own_catalogue, places};
+use super::{Found, note, own_catalogue};
 use crate::arguments::{KeyVerb, RotateOptions};
 use crate::config::Checked;
 use crate::failure::{Failure, OrFail as _};
-use crate::halt;
 use crate::outside::SystemClock;
+use crate::{halt, places};
 
 pub(crate) async fn run(verb: KeyVerb) -> Result<Found, Failure> {
     match verb {
@@ -25,7 +25,7 @@ async fn rotate(options: &RotateOptions) -> Result<Found, Failure> {
     let store = own_catalogue(&config).await?;
     let rotation = Rotation {
         key_file: &config.service_key,
-        places: places(&config),
+        places: places::open(&config)?,
         store: store.clone(),
         clock: Arc::new(SystemClock),
         kdf: config.settings.kdf,

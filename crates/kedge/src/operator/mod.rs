@@ -13,14 +13,14 @@ use std::sync::Arc;
 
 use kedge_service::identity::{Identity, UsersSource};
 use kedge_service::keys::ServiceKey;
-use kedge_service::repositories::{Directory, Places, Repositories};
+use kedge_service::repositories::Repositories;
 use kedge_store::Store;
 use zeroize::Zeroizing;
 
 use crate::config::{Checked, Config};
 use crate::failure::{Failure, OrFail as _};
 use crate::outside::SystemClock;
-use crate::private;
+use crate::{node, places, private};
 
 /// What a verb found; the exit code tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,19 +87,14 @@ pub(crate) fn hash_password() -> Result<(), Failure> {
     say(&kedge_service::identity::hash_password(password).or_fail("hashing the password")?)
 }
 
-/// Where the configuration says that repositories lie.
-fn places(config: &Checked) -> Arc<dyn Places> {
-    Arc::new(Directory(config.repositories_dir.clone()))
-}
-
-fn repositories(config: &Checked, key: ServiceKey, store: Store) -> Repositories {
-    let (places, kdf) = (places(config), config.settings.kdf);
+fn repositories(config: &Checked, key: ServiceKey, store: Store) -> Result<Repositories, Failure> {
+    let (places, kdf) = (places::open(config)?, config.settings.kdf);
     let repositories = Repositories::new(places, Arc::new(key), store, Arc::new(SystemClock), kdf);
     // What another user would leave there the service could not use.
-    match private::owned_by_other(&config.state_dir) {
+    Ok(match private::owned_by_other(&config.state_dir) {
         Ok(false) => repositories.with_index_cache(config.index_cache_dir()),
         Ok(true) | Err(_) => repositories,
-    }
+    })
 }
 
 /// The repositories without the catalogue: the wrapped passwords also lie beside them, so
@@ -107,13 +102,13 @@ fn repositories(config: &Checked, key: ServiceKey, store: Store) -> Repositories
 async fn without_catalogue(config: &Checked) -> Result<Repositories, Failure> {
     let key = ServiceKey::load(&config.service_key).or_fail("service_key")?;
     let nothing = Store::open_in_memory().await.or_fail("an empty catalogue")?;
-    Ok(repositories(config, key, nothing))
+    repositories(config, key, nothing)
 }
 
 /// The repositories for what needs no key: a key of nobody stands in for it.
 async fn without_key(config: &Checked) -> Result<Repositories, Failure> {
     let nothing = Store::open_in_memory().await.or_fail("an empty catalogue")?;
-    Ok(repositories(config, ServiceKey::random().or_fail("randomness")?, nothing))
+    repositories(config, ServiceKey::random().or_fail("randomness")?, nothing)
 }
 
 /// Takes the catalogue, which no service can use meanwhile.
@@ -122,9 +117,7 @@ async fn own_catalogue(config: &Checked) -> Result<Store, Failure> {
     if let Some(problem) = config.check_machine_for_repositories().first() {
         return Err(Failure::new(problem.to_string()));
     }
-    for dir in [&config.state_dir, &config.repositories_dir] {
-        private::create_dir(dir).or_fail(dir.display())?;
-    }
+    node::make_dirs(config)?;
     Store::open(&config.state_dir.join("catalogue.sqlite")).await.or_fail("catalogue")
 }
 

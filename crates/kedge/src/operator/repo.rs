@@ -19,14 +19,14 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::report::{Form, Outcome, Progress, Report};
-use super::{Found, own_catalogue, places, repositories, say, verify, without_catalogue};
+use super::{Found, own_catalogue, repositories, say, verify, without_catalogue};
 use crate::arguments::{
     CheckOptions, KitOptions, OfProject, OfProjects, PruneOptions, RebuildOptions, RepoVerb,
     StatsOptions,
 };
 use crate::config::Checked;
 use crate::failure::{Failure, OrFail as _};
-use crate::{halt, node, private, signals};
+use crate::{halt, node, places, private, signals};
 
 /// Larger than any recovery kit: a path that names something else is noticed.
 const KIT_BYTES_MAX: u64 = 64 << 10;
@@ -49,7 +49,7 @@ async fn init(options: &OfProject) -> Result<Found, Failure> {
     let store = own_catalogue(&config).await?;
     node::require_known_key(&config, &store).await?;
     let key = ServiceKey::load_or_create(&config.service_key).or_fail("service_key")?;
-    let repositories = repositories(&config, key, store.clone());
+    let repositories = repositories(&config, key, store.clone())?;
     let project = ProjectId::new(&options.project);
     let mut report = Report::new("repo init", Form::json_if(options.json));
     let made = repositories.init(&project).await.map(|init| match init {
@@ -105,7 +105,7 @@ async fn prune(options: &PruneOptions) -> Result<Found, Failure> {
     let config = Checked::read(&options.of.config)?;
     let store = own_catalogue(&config).await?;
     let key = ServiceKey::load(&config.service_key).or_fail("service_key")?;
-    let repositories = repositories(&config, key, store.clone());
+    let repositories = repositories(&config, key, store.clone())?;
     let cancel = cancel_when_told()?;
     let how = Prune {
         unused_percent_max: options.max_unused,
@@ -272,7 +272,7 @@ async fn rebuild_catalogue(options: &RebuildOptions) -> Result<Found, Failure> {
         Some(_) => ServiceKey::load_or_create(&config.service_key),
         None => ServiceKey::load(&config.service_key),
     };
-    let repositories = repositories(&config, key.or_fail("service_key")?, store.clone());
+    let repositories = repositories(&config, key.or_fail("service_key")?, store.clone())?;
     let mut report = Report::new("repo rebuild-catalogue", Form::json_if(options.of.json));
     let points = halt::points();
     let projects = chosen(&options.of, &repositories).await?;
@@ -324,7 +324,7 @@ fn tell_if_elsewhere(
     project: &ProjectId,
     kit: &RecoveryKit,
 ) -> Result<(), Failure> {
-    let here = places(config).restic_location(project).or_fail("repositories_dir")?;
+    let here = places::open(config)?.restic_location(project).or_fail("repositories_dir")?;
     if here != kit.location {
         super::note(&format!("the recovery kit names {:?}; using {here:?}", kit.location));
     }
