@@ -192,7 +192,9 @@ fn a_check_tells_damage_by_its_object_and_by_its_exit_code() {
     assert_eq!(ours["snapshots"], 1);
     assert!(ours["packs"].as_u64().unwrap() > 0 && ours["read_bytes"].as_u64().unwrap() > 0);
 
-    let pack = all_packs(&site.repository()).swap_remove(0);
+    // The largest holds data, which only --read-data reads.
+    let len = |pack: &PathBuf| fs::metadata(pack).unwrap().len();
+    let pack = all_packs(&site.repository()).into_iter().max_by_key(len).unwrap();
     let mut bytes = fs::read(&pack).unwrap();
     bytes[7] ^= 1;
     fs::write(&pack, &bytes).unwrap();
