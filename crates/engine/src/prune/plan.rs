@@ -79,6 +79,8 @@ pub(crate) struct Plan {
     pub(crate) unused_bytes: u64,
     /// Packs the index lists.
     pub(crate) packs: u64,
+    /// Those among them that are condemned, or gone.
+    pub(crate) listed_condemned: Vec<PackId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -340,7 +342,7 @@ fn settle(
         Standing::Sound if is_repacked => plan.repack.push(id),
         Standing::Sound if pack.home_bytes == 0 && !is_sweep => plan.condemn.push(id),
         Standing::Sound => plan.unused_bytes += pack.other_bytes,
-        Standing::Condemned => {}
+        Standing::Condemned => plan.listed_condemned.push(id),
         // Looked at by a run that does not sweep.
         Standing::Partly | Standing::Whole | Standing::Missing if is_sweep => return,
         Standing::Partly | Standing::Whole | Standing::Missing if plan.hold_lost.contains(&id) => {

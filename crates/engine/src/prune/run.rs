@@ -225,10 +225,10 @@ impl Run<'_> {
         let is_quiet = self.remove_dead_locks()?.is_empty() && self.list_foreign()?.is_empty();
         let stored = self.remove_unreadable_marks()?;
         let ready = self.find_ready(&stored)?;
-        self.condemn(is_quiet, &ready, report)?;
+        let plan = self.condemn(is_quiet, &ready, report)?;
         let stored = self.note_sessions()?;
         let ready = self.find_ready(&stored)?;
-        if let Some(()) = self.sweep(&stored, ready, report)? {
+        if let Some(()) = self.sweep(&stored, ready, &plan, report)? {
             // Whatever a prune that died had begun to remove is removed.
             let is_over = |name: &str| name == self.options.name || !(self.options.is_alive)(name);
             lock::remove_exclusive(&self.repository.vault, is_over)?;
@@ -306,7 +306,7 @@ impl Run<'_> {
         is_quiet: bool,
         ready: &Ready,
         report: &mut PruneReport,
-    ) -> Result<(), EngineError> {
+    ) -> Result<Plan, EngineError> {
         let repository = self.repository;
         let nobody_foreign = self.list_foreign()?.is_empty();
         let view = View::read(repository, self.options, self.cancel)?;
@@ -331,7 +331,7 @@ impl Run<'_> {
             self.permit()?;
             marks::store(&repository.vault, &MarkFile::Condemned { packs, suspects })?;
         }
-        Ok(())
+        Ok(plan)
     }
 
     /// Notes for every condemnation the sessions that may have missed it, which are among
@@ -415,16 +415,18 @@ impl Run<'_> {
         &self,
         stored: &StoredMarks,
         ready: Ready,
+        plan: &Plan,
         report: &mut PruneReport,
     ) -> Result<Option<()>, EngineError> {
         let sizes = self.repository.list_packs()?;
         let gone = gone(stored);
-        // What the store retained when it should have gone is tried again.
-        let is_retained = sizes.keys().any(|pack| gone.contains(pack));
-        if ready.marks.is_empty() && !is_retained {
+        // The store retained them when they should have gone, or someone who overslept
+        // their removal has listed them since.
+        let is_back = sizes.keys().chain(&plan.listed_condemned).any(|pack| gone.contains(pack));
+        if ready.marks.is_empty() && !is_back {
             return Ok(Some(()));
         }
-        if ready.packs.is_empty() && !is_retained {
+        if ready.packs.is_empty() && !is_back {
             self.settle_marks(&ready, &HashSet::new())?;
             return Ok(Some(()));
         }

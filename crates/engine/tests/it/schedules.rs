@@ -8,7 +8,7 @@
 use std::{
     collections::HashSet,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard,
+        Arc, Condvar, Mutex,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     thread,
@@ -62,34 +62,63 @@ impl Dice {
 
 /// Whose turn it is.
 struct Turns {
-    state: Mutex<(usize, [bool; PROCESSES], Dice)>,
+    state: Mutex<Turn>,
     changed: [Condvar; PROCESSES],
 }
 
+struct Turn {
+    current: usize,
+    /// Calls of all processes so far.
+    calls: u64,
+    has_ended: [bool; PROCESSES],
+    /// The call at which a process wakes that was put to sleep.
+    wakes_at: [u64; PROCESSES],
+    dice: Dice,
+}
+
 impl Turns {
-    fn pass(&self, state: &mut MutexGuard<'_, (usize, [bool; PROCESSES], Dice)>) {
-        let open: Vec<_> = (0..PROCESSES).filter(|p| !state.1[*p]).collect();
-        if let Some(next) = state.2.pick(&open) {
-            state.0 = next;
+    fn new(seed: u64) -> Self {
+        let state = Turn {
+            current: 0,
+            calls: 0,
+            has_ended: [false; PROCESSES],
+            wakes_at: [0; PROCESSES],
+            dice: Dice::new(seed),
+        };
+        Self { state: Mutex::new(state), changed: Default::default() }
+    }
+
+    fn pass(&self, turn: &mut Turn) {
+        let open = (0..PROCESSES).filter(|p| !turn.has_ended[*p]);
+        let awake: Vec<_> = open.clone().filter(|p| turn.wakes_at[*p] <= turn.calls).collect();
+        let soonest = open.min_by_key(|p| turn.wakes_at[*p]);
+        if let Some(next) = turn.dice.pick(&awake).or(soonest) {
+            turn.current = next;
             self.changed[next].notify_all();
         }
     }
 
     fn wait(&self, me: usize) {
-        let mut state = self.state.lock().unwrap();
-        // Mostly it goes on, so that whole steps of others fit between two calls.
-        if state.0 == me && state.2.one_in(4) {
-            self.pass(&mut state);
+        let mut turn = self.state.lock().unwrap();
+        if turn.current == me {
+            turn.calls += 1;
+            if turn.dice.one_in(30) {
+                // So long that whole prunes of others fit between two calls.
+                turn.wakes_at[me] = turn.calls + turn.dice.below(600);
+                self.pass(&mut turn);
+            } else if turn.dice.one_in(4) {
+                self.pass(&mut turn);
+            }
         }
-        while state.0 != me {
-            state = self.changed[me].wait(state).unwrap();
+        while turn.current != me {
+            turn = self.changed[me].wait(turn).unwrap();
         }
     }
 
     fn end(&self, me: usize) {
-        let mut state = self.state.lock().unwrap();
-        state.1[me] = true;
-        self.pass(&mut state);
+        let mut turn = self.state.lock().unwrap();
+        turn.has_ended[me] = true;
+        self.pass(&mut turn);
     }
 }
 
@@ -495,10 +524,7 @@ impl kedge_engine::Gate for DyingGate {
 fn run(seed: u64) -> u64 {
     let world = Arc::new(World {
         store: MemoryBackend::new(),
-        turns: Turns {
-            state: Mutex::new((0, [false; PROCESSES], Dice::new(seed))),
-            changed: Default::default(),
-        },
+        turns: Turns::new(seed),
         model: Mutex::default(),
         alive: Mutex::default(),
         names: AtomicU64::new(0),
