@@ -211,7 +211,7 @@ run_huge() { REP=1; fresh; local V=$WORK/huge.raw
   rm -rf "$REPO"; }
 # Fifteen restores at once: memory of all together.
 run_many() { REP=1; fresh; $KEDGE init "$REPO"; place A; $KEDGE backup "$REPO" "$SRC" disk
-  m kedge-many restore-15 "OWN_COPIES=15 exec $KEDGE restore $REPO disk $RST/x.raw"; rm -rf "$RST" "$REPO"; }
+  m kedge-many restore-15 "OWN_COPIES=15 exec $KEDGE restore $REPO disk $RST/x.raw"; for c in 0 7 14; do same "$RST/x.raw.$c" "$IMG/A.raw"; done; rm -rf "$RST" "$REPO"; }
 
 run_all() { rm -f "$OUT" "$OUT.log" "$OUT.bad"
   for REP in $(seq 1 "$REPS"); do for t in $TOOLS; do echo "== $REP/$REPS $t"; "run_$t"; done; done; rm -rf "$REPO" "$RST"; }

@@ -7,7 +7,8 @@
 //!
 //! Environment: `OWN_LEVEL` zstd level; `OWN_VERIFY=0` does not open blobs again before
 //! they are stored; `OWN_THREADS`; `OWN_READBACK=1` compares what was restored, past the
-//! page cache.
+//! page cache; `OWN_COPIES` restores so many at once, to OUT.0, OUT.1 and so on;
+//! `OWN_KEYLESS=1` checks without keys.
 #![expect(clippy::disallowed_methods, reason = "a program of its own, with clock and environment")]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "it speaks to a terminal")]
 
@@ -27,7 +28,7 @@ use std::{
 use kedge_engine::{
     Backend, CancelFlag, CreateOptions, Extent, ExtentKind, Indexed, KdfCost, LocalBackend,
     NoProgress, OpenGate, Password, ReadData, ReadOptions, Repository, Sink, SinkError,
-    SnapshotMeta, Source, SourceError, StoreOptions, Timestamp, VolumeView,
+    SnapshotMeta, Source, SourceError, StoreOptions, Timestamp, VerifyOptions, VolumeView,
 };
 use rustix::{
     fs::{Advice, SeekFrom},
@@ -146,7 +147,28 @@ fn back_up(repo: &str, file: &str, name: &str, changed: Option<&str>) -> Outcome
 
 fn restore(repo: &str, name: &str, out: &str) -> Outcome {
     let repository = open(repo)?;
-    let volume = newest(&repository, name)?.ok_or("there is no such backup")?;
+    let copies: usize = number("OWN_COPIES", 0)?;
+    if copies == 0 {
+        return restore_one(&repository, name, out);
+    }
+    thread::scope(|scope| {
+        let one = |copy| {
+            let repository = &repository;
+            move || {
+                let done = restore_one(repository, name, &format!("{out}.{copy}"));
+                done.map_err(|error| error.to_string())
+            }
+        };
+        let all: Vec<_> = (0..copies).map(|copy| scope.spawn(one(copy))).collect();
+        for restored in all {
+            restored.join().map_err(|_| "a restore panicked")??;
+        }
+        Ok(())
+    })
+}
+
+fn restore_one(repository: &Arc<Repository<Indexed>>, name: &str, out: &str) -> Outcome {
+    let volume = newest(repository, name)?.ok_or("there is no such backup")?;
     let options = ReadOptions { threads: threads()?, cancel: CancelFlag::new() };
     if Path::new(out).exists() {
         fs::remove_file(out)?;
@@ -167,6 +189,18 @@ fn restore(repo: &str, name: &str, out: &str) -> Outcome {
 }
 
 fn check(repo: &str) -> Outcome {
+    if number("OWN_KEYLESS", 0)? == 1 {
+        let options = VerifyOptions {
+            threads: threads()?,
+            cancel: CancelFlag::new(),
+            after: None,
+            bytes_max: u64::MAX,
+        };
+        let outcome = Repository::verify_objects(&LocalBackend::new(repo), &options, &NoProgress)?;
+        println!("{outcome:?}");
+        let is_sound = outcome.damaged.is_empty() && outcome.problems.is_empty();
+        return if is_sound { Ok(()) } else { Err("the repository is damaged".into()) };
+    }
     let report = open(repo)?.check(ReadData::Yes, &CancelFlag::new())?;
     println!("{report:?}");
     if report.problems.is_empty() { Ok(()) } else { Err("the repository is damaged".into()) }
