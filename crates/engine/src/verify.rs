@@ -142,11 +142,13 @@ impl Repository<Indexed> {
                 }
             }
         }
-        // A key is sealed by its password, and a mark is judged by those who read it.
-        for kind in [ObjectKind::Key, ObjectKind::Mark] {
-            for listed in self.vault.list(kind)? {
-                outcome.note(verify_object(&*self.vault.backend, &listed.name))?;
-            }
+        // A key is sealed by its password.
+        for listed in self.vault.list(ObjectKind::Key)? {
+            outcome.note(verify_object(&*self.vault.backend, &listed.name))?;
+        }
+        for (id, what) in self.state.marks.load(&self.vault)?.unreadable {
+            let object = ObjectName::Mark(id).to_string();
+            outcome.problems.push(Problem { object, what });
         }
         self.verify_packs(&catalogue, options, outcome, progress)
     }

@@ -59,6 +59,13 @@ pub(crate) enum RepoVerb {
     /// Judge repositories: index, snapshots, trees, presence and size of packs. Works
     /// beside a running service and without the catalogue.
     Check(CheckOptions),
+    /// Read back what is stored, from where the last call ended, and record what is damaged,
+    /// so that no later backup relies on it. Works beside a running service.
+    Verify(VerifyOptions),
+    /// Remove what no backup needs. The service must not run.
+    Prune(PruneOptions),
+    /// Tell what repositories hold. Works beside a running service.
+    Stats(StatsOptions),
     /// Write what stock restic needs to read a project's backups. Works beside a running
     /// service and without the catalogue: the service key and the repository are enough.
     RecoveryKit(KitOptions),
@@ -112,6 +119,52 @@ pub(crate) struct CheckOptions {
     /// Read every byte of every pack as well.
     #[arg(long)]
     pub(crate) read_data: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyOptions {
+    #[command(flatten)]
+    pub(crate) of: OfProjects,
+    /// Compare only the hash of every object with its name: that takes no key, finds every
+    /// changed byte, and records nothing.
+    #[arg(long)]
+    pub(crate) keyless: bool,
+    /// End after so much of each repository was read; the next call goes on from there.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) budget: Option<u64>,
+    /// Read no more than so much a second.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) limit_rate: Option<u64>,
+    /// Begin at the first pack again.
+    #[arg(long)]
+    pub(crate) from_start: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PruneOptions {
+    #[command(flatten)]
+    pub(crate) of: OfProjects,
+    /// Tell what would be removed, and change nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// How much may lie unused in packs with what is used, in percent of the latter.
+    #[arg(long, value_name = "PERCENT", default_value_t = 5, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) max_unused: u8,
+    /// Copy at most so much out of packs that are mostly unused.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) max_repack: Option<u64>,
+    /// Remove locks of other programs: none of them uses the repository any more.
+    #[arg(long)]
+    pub(crate) unlock_foreign: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatsOptions {
+    #[command(flatten)]
+    pub(crate) of: OfProjects,
+    /// Tell also what deleting this backup would free.
+    #[arg(long, value_name = "ITEM", requires = "project", conflicts_with = "all")]
+    pub(crate) freed_by: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -175,4 +228,39 @@ pub(crate) struct DemoOptions {
     /// Show the service's log.
     #[arg(long)]
     pub(crate) verbose: bool,
+}
+
+/// A number of bytes, as `10GiB`.
+fn size(text: &str) -> Result<u64, String> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(end);
+    let shift = match unit {
+        "" | "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        "TiB" => 40,
+        _ => return Err("expected a number and B, KiB, MiB, GiB or TiB".to_owned()),
+    };
+    let number: u64 = digits.parse().map_err(|_| "expected a number".to_owned())?;
+    match number.checked_mul(1 << shift) {
+        Some(0) => Err("expected more than nothing".to_owned()),
+        Some(bytes) => Ok(bytes),
+        None => Err("expected fewer bytes".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_numbers_with_a_unit() {
+        for (text, bytes) in [("1", 1), ("7B", 7), ("10GiB", 10 << 30), ("3TiB", 3 << 40)] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "0", "GiB", "1 GiB", "1GB", "-1", "1.5GiB", "99999999999TiB", "0KiB"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
 }

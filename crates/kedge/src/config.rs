@@ -44,6 +44,7 @@ pub(crate) struct Config {
     pub(crate) workers: usize,
     pub(crate) mover_threads: usize,
     pub(crate) compression_level: i32,
+    pub(crate) verify_before_store: bool,
     pub(crate) lease_secs: u64,
     pub(crate) zones_without_backup: Vec<String>,
     pub(crate) shared_volumes: SharedVolumes,
@@ -163,6 +164,7 @@ impl Default for Config {
             workers: settings.workers,
             mover_threads: settings.mover_threads,
             compression_level: settings.compression_level,
+            verify_before_store: settings.verify_before_store,
             lease_secs: settings.lease.length.as_secs(),
             zones_without_backup: settings.protect.zones_without_backup,
             shared_volumes: SharedVolumes::Allowed,
@@ -466,7 +468,10 @@ impl Config {
         problems.within("token_lifetime_secs", &self.token_lifetime_secs, (60, 30 * 86_400));
         problems.within("workers", &self.workers, (1, 256));
         problems.within("mover_threads", &self.mover_threads, (1, 64));
-        problems.within("compression_level", &self.compression_level, (1, 19));
+        problems.within("compression_level", &self.compression_level, (-7, 19));
+        if self.compression_level == 0 {
+            problems.add("compression_level", "expected a level other than 0");
+        }
         problems.within("lease_secs", &self.lease_secs, (6, 3600));
         let limits = &self.limits;
         problems.within("limits.body_bytes_max", &limits.body_bytes_max, (1 << 10, 64 << 20));
@@ -537,6 +542,7 @@ impl Config {
             workers: self.workers,
             token_lifetime: Duration::from_secs(self.token_lifetime_secs),
             compression_level: self.compression_level,
+            verify_before_store: self.verify_before_store,
             mover_threads: self.mover_threads,
             kdf: Kdf::Strong,
         }
@@ -633,7 +639,12 @@ fn check_files(bucket: &Bucket, problems: &mut Problems) {
 }
 
 impl Checked {
-    /// The same for what needs no cloud.
+    /// Where the indexes of repositories are kept for the next process.
+    pub(crate) fn index_cache_dir(&self) -> PathBuf {
+        self.state_dir.join("index")
+    }
+
+    /// What the machine says about what needs no cloud.
     pub(crate) fn check_machine_for_repositories(&self) -> Vec<Problem> {
         let mut problems = Problems::default();
         is_private_dir("state_dir", &self.state_dir, &mut problems);

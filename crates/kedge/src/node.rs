@@ -200,7 +200,8 @@ fn wire(config: &Checked, store: &Store, clock: Arc<SystemClock>) -> Result<App,
     let settings = &config.settings;
     let key = service_key(&config.service_key)?;
     let (places, key) = (places::open(config)?, Arc::new(key));
-    let repositories = Repositories::new(places, key, store.clone(), clock.clone(), settings.kdf);
+    let repositories = Repositories::new(places, key, store.clone(), clock.clone(), settings.kdf)
+        .with_index_cache(config.index_cache_dir());
     let identity = Identity::new(
         UsersSource::File(config.users.clone()),
         store.clone(),

@@ -34,6 +34,22 @@ pub(crate) fn write_file(path: &Path, text: &str) -> io::Result<()> {
     let mut file = create_file(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
+    sync_dir_of(path)
+}
+
+/// Puts a file in place of what is there, durably: a crash leaves the one or the other.
+pub(crate) fn replace_file(path: &Path, text: &str) -> io::Result<()> {
+    let aside = path.with_extension("new");
+    match std::fs::remove_file(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    write_file(&aside, text)?;
+    std::fs::rename(&aside, path)?;
+    sync_dir_of(path)
+}
+
+fn sync_dir_of(path: &Path) -> io::Result<()> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
     File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
 }

@@ -1,10 +1,21 @@
-//! What an operator does to repositories by hand: make, check, verify, prune, count. The
+//! What an operator does to repositories by hand: make, check, prune, count. The
 //! judgements are the engine's; here they find their repository.
 
-use kedge_core::ids::ProjectId;
-use kedge_engine::{CancelFlag, CheckReport, Closed, ReadData, Repository};
+use std::sync::Arc;
 
-use crate::repositories::{Repositories, RepositoryError, blocking};
+use kedge_core::ids::{ItemId, ProjectId};
+use kedge_core::job::{ProtectState, Work};
+use kedge_engine::{
+    CancelFlag, CheckReport, Closed, ForeignLocks, Freed, OpenGate, Progress, PruneOptions,
+    PruneReport, ReadData, Repository, SnapshotId, Stats, TreeId,
+};
+
+use crate::job::item_tag;
+use crate::repositories::{Repositories, RepositoryError, blocking, engine_time};
+
+/// Stands in the lock objects of a prune: one process owns the catalogue, so there is one
+/// at a time.
+const PRUNE_NAME: &str = "kedge-prune";
 
 /// Whether a repository had to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,4 +50,110 @@ impl Repositories {
         let repository = self.get(project).await?;
         blocking(move || repository.check(read_data, &cancel)).await
     }
+
+    /// Removes what no backup needs, or only tells what would go. The caller owns the
+    /// catalogue: no job runs, and those that were interrupted keep what they stored.
+    pub async fn prune(
+        &self,
+        project: &ProjectId,
+        how: Prune,
+        cancel: CancelFlag,
+        progress: Arc<dyn Progress>,
+    ) -> Result<PruneReport, RepositoryError> {
+        let known = self.known_snapshots(project).await?;
+        let keep = self.trees_of_jobs(project).await?;
+        let repository = self.get(project).await?;
+        let clock = self.clock.clone();
+        blocking(move || {
+            let options = PruneOptions {
+                name: PRUNE_NAME,
+                unused_percent_max: how.unused_percent_max,
+                repack_bytes_max: how.repack_bytes_max,
+                known_snapshots: &known,
+                keep_trees: &keep,
+                // Whoever had a session had the catalogue, which is ours now.
+                is_alive: &|_| false,
+                foreign_locks: how.foreign_locks,
+                now: &|| engine_time(clock.now()),
+            };
+            match how.run {
+                Run::Really => repository.prune(&options, &OpenGate, &cancel, &*progress),
+                Run::Dry => repository.plan_prune(&options, &cancel),
+            }
+        })
+        .await
+    }
+
+    async fn known_snapshots(
+        &self,
+        project: &ProjectId,
+    ) -> Result<Vec<SnapshotId>, RepositoryError> {
+        let items = self.store.all_items(project).await?;
+        let named = items.iter().filter_map(|item| item.snapshot.as_ref());
+        Ok(named.filter_map(|at| at.snapshot.parse().ok()).collect())
+    }
+
+    /// What interrupted backups have stored and no snapshot names yet.
+    async fn trees_of_jobs(&self, project: &ProjectId) -> Result<Vec<TreeId>, RepositoryError> {
+        let jobs = self.store.list_live_jobs().await?;
+        let ours = jobs.into_iter().filter(|job| job.project_id == *project);
+        let tree = |work: Work| match work {
+            Work::Protect { state: ProtectState::Stored { tree, .. }, .. } => tree.parse().ok(),
+            Work::Protect { .. } | Work::Restore { .. } | Work::Delete { .. } => None,
+        };
+        Ok(ours.filter_map(|job| tree(job.work)).collect())
+    }
+
+    /// What the project's repository holds.
+    pub async fn stats(
+        &self,
+        project: &ProjectId,
+        cancel: CancelFlag,
+    ) -> Result<Stats, RepositoryError> {
+        let repository = self.get(project).await?;
+        blocking(move || repository.stats(&cancel)).await
+    }
+
+    /// What deleting one backup would free; `None` when the repository holds none of this
+    /// id.
+    pub async fn freed_by(
+        &self,
+        project: &ProjectId,
+        item: &ItemId,
+        cancel: CancelFlag,
+    ) -> Result<Option<Freed>, RepositoryError> {
+        let repository = self.get(project).await?;
+        let tag = item_tag(item);
+        blocking(move || {
+            let tagged = repository.find_snapshots_by_tag(&tag)?;
+            let ids: Vec<_> = tagged.iter().map(|snapshot| snapshot.id).collect();
+            if ids.is_empty() {
+                return Ok(None);
+            }
+            repository.what_deleting_frees(&ids, &cancel).map(Some)
+        })
+        .await
+    }
+}
+
+/// How to prune.
+#[derive(Clone, Copy, Debug)]
+pub struct Prune {
+    /// Unused bytes that may stay in packs with others, in percent of the used bytes.
+    pub unused_percent_max: u8,
+    /// Bytes copied at most so that the packs they lie in can be removed.
+    pub repack_bytes_max: u64,
+    /// What is done about locks of other programs.
+    pub foreign_locks: ForeignLocks,
+    /// Whether anything is changed.
+    pub run: Run,
+}
+
+/// Whether a prune changes anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Run {
+    /// It does.
+    Really,
+    /// It tells what would go.
+    Dry,
 }

@@ -32,6 +32,7 @@ mod job;
 mod lookups;
 mod names;
 mod reconcile;
+mod verify;
 mod worker;
 
 pub use app::{App, Points, Wiring};

@@ -8,7 +8,7 @@ use kedge_core::ids::{ItemId, ProjectId};
 use kedge_engine::{Closed, EngineError, Password, Repository};
 use kedge_store::StoreError;
 
-use crate::app::App;
+use crate::app::{App, Points};
 use crate::error::Error;
 use crate::job::ITEM_TAG_PREFIX;
 use crate::manifest;
@@ -74,13 +74,20 @@ impl Repositories {
     }
 
     /// Takes every backup that the repository tells of and the catalogue does not know
-    /// into the catalogue.
-    pub async fn rebuild_catalogue(&self, project: &ProjectId) -> Result<Rebuilt, RepositoryError> {
+    /// into the catalogue, each in one transaction: interrupted, it is run again.
+    pub async fn rebuild_catalogue(
+        &self,
+        project: &ProjectId,
+        points: &Points,
+    ) -> Result<Rebuilt, RepositoryError> {
         let Told { records, unreadable, foreign } = self.read_records(project).await?;
         let mut rebuilt = Rebuilt { unreadable, foreign, ..Rebuilt::default() };
         for record in records {
             match self.store.adopt(&record).await {
-                Ok(()) => rebuilt.adopted += 1,
+                Ok(()) => {
+                    rebuilt.adopted += 1;
+                    points.pass("rebuild.adopted");
+                }
                 Err(StoreError::Exists(_)) => rebuilt.known += 1,
                 Err(error) => return Err(error.into()),
             }
@@ -94,6 +101,7 @@ impl Repositories {
         &self,
         project: &ProjectId,
         password: Password,
+        points: &Points,
     ) -> Result<(), RepositoryError> {
         let password = Arc::new(password);
         let (backend, given) = (self.places.backend(project)?, password.clone());
@@ -106,12 +114,14 @@ impl Repositories {
         let access = self.find_access(project).await.unwrap_or_default();
         if !access.is_some_and(|wrapped| is_same(&wrapped)) {
             self.put_access(project, &password).await?;
+            points.pass("rebuild.access_wrapped");
         }
         let wrapped = self.key.wrap(&password, project)?;
         let row = self.store.create_repository(project, &wrapped, self.clock.now()).await?;
         if !is_same(&row.wrapped_password) {
             self.store.replace_wrapped_password(project, &wrapped).await?;
         }
+        points.pass("rebuild.row_wrapped");
         Ok(())
     }
 }
@@ -126,7 +136,7 @@ impl App {
     /// Takes every backup that the repository tells of and the catalogue does not know
     /// into the catalogue. Returns how many there were.
     pub async fn adopt_records(&self, project: &ProjectId) -> Result<usize, Error> {
-        let rebuilt = self.parts.repositories.rebuild_catalogue(project).await;
+        let rebuilt = self.parts.repositories.rebuild_catalogue(project, &self.parts.points).await;
         Ok(rebuilt.map_err(|error| Error::Internal(error.to_string()))?.adopted)
     }
 }

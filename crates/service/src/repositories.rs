@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Debug;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kedge_core::fact::Unknown;
@@ -121,6 +122,7 @@ pub struct Repositories {
     pub(crate) store: Store,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) kdf: KdfCost,
+    index_cache: Option<PathBuf>,
     opened: Mutex<HashMap<ProjectId, Arc<OnceCell<SharedRepository>>>>,
 }
 
@@ -137,7 +139,13 @@ impl Repositories {
             Kdf::Strong => KdfCost::STANDARD,
             Kdf::Cheap => KdfCost::CHEAP,
         };
-        Self { places, key, store, clock, kdf, opened: Mutex::default() }
+        Self { places, key, store, clock, kdf, index_cache: None, opened: Mutex::default() }
+    }
+
+    /// Keeps indexes in files below this directory instead of in memory, for this process
+    /// and the next. They are rebuilt when wrong or gone.
+    pub fn with_index_cache(self, dir: PathBuf) -> Self {
+        Self { index_cache: Some(dir), ..self }
     }
 
     /// The project's repository, which must exist.
@@ -213,6 +221,7 @@ impl Repositories {
         let password = self.password(project, missing).await?;
         let access = access::write(project, &self.key.wrap(&password, project)?)?;
         let (kdf, now) = (self.kdf, engine_time(self.clock.now()));
+        let index_cache = self.index_cache.clone();
         let repository = blocking(move || {
             let exists = Repository::<Closed>::is_initialised(&*backend)?;
             let open = match (exists, missing) {
@@ -228,7 +237,10 @@ impl Repositories {
                 }
                 (false, Missing::Refuse) => return Err(EngineError::NotARepository),
             };
-            open.load_index()
+            match index_cache {
+                Some(dir) => open.load_index_cached(&dir),
+                None => open.load_index(),
+            }
         })
         .await?;
         self.store.mark_repository_made(project).await?;

@@ -18,8 +18,10 @@ pub struct Settings {
     pub workers: usize,
     /// How long a token lives.
     pub token_lifetime: Duration,
-    /// zstd level of new data; 3 is dense, 1 fast.
+    /// zstd level of new data; 3 is dense, 1 fast, negative ones faster still.
     pub compression_level: i32,
+    /// Whether new data is opened again and compared before it is stored.
+    pub verify_before_store: bool,
     /// Threads of one mover.
     pub mover_threads: usize,
     /// Cost of the key derivation of new repositories.
@@ -63,6 +65,7 @@ impl Default for Settings {
             workers: 2,
             token_lifetime: Duration::from_secs(24 * 60 * 60),
             compression_level: 3,
+            verify_before_store: true,
             mover_threads: 2,
             kdf: Kdf::Strong,
         }

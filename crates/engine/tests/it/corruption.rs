@@ -1,11 +1,11 @@
 //! Whatever happens to stored bytes, nothing panics, nothing wrong is restored, and
 //! the damage is named.
 
-use std::sync::Arc;
+use std::{num::NonZeroUsize, sync::Arc};
 
 use kedge_engine::{
     Backend, CancelFlag, EngineError, MemoryBackend, NoProgress, ObjectKind, ObjectName, OpenGate,
-    ReadData, SnapshotId,
+    PackDamage, ReadData, SnapshotId, VerifyOptions,
 };
 
 use crate::{
@@ -156,9 +156,20 @@ fn damage_that_keeps_a_packs_size_is_found_only_by_reading_it() {
 
 type Objects = Vec<(ObjectName, Vec<u8>)>;
 
+/// [`KINDS`] and what only some repositories have.
+const ALL_KINDS: [ObjectKind; 7] = [
+    ObjectKind::Config,
+    ObjectKind::Key,
+    ObjectKind::Pack,
+    ObjectKind::Index,
+    ObjectKind::Snapshot,
+    ObjectKind::Lock,
+    ObjectKind::Mark,
+];
+
 /// Everything in a store but what is opaque to the engine.
 fn objects_of(backend: &MemoryBackend) -> Objects {
-    let listed = KINDS.iter().flat_map(|kind| backend.list(*kind).unwrap());
+    let listed = ALL_KINDS.iter().flat_map(|kind| backend.list(*kind).unwrap());
     listed.map(|o| (o.name, backend.get(&o.name, u64::MAX).unwrap())).collect()
 }
 
@@ -204,6 +215,17 @@ impl Worlds {
         let (two, _) =
             back_up(&repo, &Disk::new(bytes.clone()), None, &store_options(), "two").unwrap();
         snapshots.push((two, bytes));
+        // Somebody found a pack damaged that is gone since.
+        let pack =
+            |name: &ObjectName| if let ObjectName::Pack(id) = name { Some(*id) } else { None };
+        let gone = old.iter().find_map(|(name, _)| pack(name));
+        let damage = PackDamage {
+            pack: gone.unwrap(),
+            blobs: Vec::new(),
+            whole: true,
+            what: "missing".into(),
+        };
+        repo.record_damage(&damage).unwrap();
         std::mem::forget(begin(&repo).unwrap());
         (objects_of(&backend), snapshots, old)
     }
@@ -224,6 +246,16 @@ impl Worlds {
         if let Some(problem) = report.problems.first() {
             return Err(problem.what.clone());
         }
+        let options = VerifyOptions {
+            threads: NonZeroUsize::MIN,
+            cancel: CancelFlag::new(),
+            after: None,
+            bytes_max: u64::MAX,
+        };
+        let verified = repo.verify(&options, &NoProgress).map_err(text)?;
+        if let Some(problem) = verified.problems.first() {
+            return Err(problem.what.clone());
+        }
         if report.unindexed_packs > 0 {
             return Err("a pack nobody knows".into());
         }
@@ -241,7 +273,7 @@ impl Worlds {
     /// Damages the repository in one of many ways; `None` when that changes nothing.
     fn damage(&self, choices: &mut Choices) -> Option<(String, Objects)> {
         let mut objects = self.now.clone();
-        let kind = KINDS[choices.below(KINDS.len())];
+        let kind = ALL_KINDS[choices.below(ALL_KINDS.len())];
         let of_kind = |objects: &Objects| -> Vec<usize> {
             (0..objects.len()).filter(|n| objects[*n].0.kind() == kind).collect()
         };

@@ -9,12 +9,14 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet, hash_map::DefaultHasher},
     fs,
     hash::{Hash, Hasher},
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
 use kedge_engine::{
-    Backend, BackendError, Listed, LocalBackend, MemoryBackend, ObjectKind, ObjectName, Repository,
+    Backend, BackendError, DirEntry, Disk, DiskFile, EntryKind, Listed, LocalBackend,
+    MemoryBackend, ObjectKind, ObjectName, Repository,
     layer::{Loss, SimulatedDisk},
 };
 
@@ -376,9 +378,88 @@ fn a_crash_between_any_two_requests_to_an_object_store_loses_nothing_committed()
     );
 }
 
-/// The test above would pass if nothing were ever unsynced.
+/// A disk that says it synced and did not.
+#[derive(Debug)]
+struct Forgetful {
+    disk: SimulatedDisk,
+    skips: fn(&Path) -> bool,
+}
+
+impl Disk for Forgetful {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.disk.create_dir(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        if (self.skips)(path) { Ok(()) } else { self.disk.sync_dir(path) }
+    }
+
+    fn list_dir(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
+        self.disk.list_dir(path)
+    }
+
+    fn stat(&self, path: &Path) -> io::Result<EntryKind> {
+        self.disk.stat(path)
+    }
+
+    fn create_file(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        self.disk.create_file(path)
+    }
+
+    fn open_file(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        self.disk.open_file(path)
+    }
+
+    fn open_to_lock(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        self.disk.open_to_lock(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.disk.remove_file(path)
+    }
+}
+
+/// Does everything, then loses what was not synced; says what is wrong with the rest.
+fn live_on(skips: fn(&Path) -> bool) -> Result<(), String> {
+    let disk = SimulatedDisk::new();
+    let backend = LocalBackend::on_disk(Arc::new(Forgetful { disk: disk.clone(), skips }), ROOT);
+    let scenario = Scenario::small();
+    let at = || disk.steps();
+    let mut watch = Watch::new(&at);
+    scenario.run(&place(backend), &mut watch).unwrap();
+    let expected = watch.history.expected(&scenario, disk.steps());
+    let left = local(&disk.lose_power(Loss::AllUnsynced));
+    go_on(&scenario, &left, scenario.works.len(), &expected).map(drop)
+}
+
+/// Each of these directories is where something becomes durable by its name: left out,
+/// the crashes above would find it.
 #[test]
-fn a_disk_that_forgets_synced_names_is_found_out() {
+fn every_sync_of_a_directory_that_is_left_out_loses_something() {
+    live_on(|_| false).unwrap();
+    let skips: [fn(&Path) -> bool; 7] = [
+        // The repository's own entry, and those of its directories.
+        |path| path == Path::new("/"),
+        |path| path == Path::new("/repo"),
+        |path| path == Path::new("/repo/data"),
+        // The entries of objects.
+        |path| path.parent() == Some(Path::new("/repo/data")),
+        |path| path == Path::new("/repo/index"),
+        |path| path == Path::new("/repo/snapshots"),
+        |path| path == Path::new("/repo/keys"),
+    ];
+    for (number, skips) in skips.into_iter().enumerate() {
+        assert!(live_on(skips).is_err(), "{number}");
+    }
+}
+
+/// The judge does not take whatever is left for right.
+#[test]
+fn a_pack_that_is_lost_is_found_out() {
     let disk = SimulatedDisk::new();
     let scenario = Scenario::small();
     let nobody = || 0;
@@ -397,7 +478,6 @@ fn a_disk_that_forgets_synced_names_is_found_out() {
 }
 
 fn plant(disk: &SimulatedDisk, path: &Path, bytes: &[u8]) {
-    use kedge_engine::Disk;
     let mut dirs: Vec<_> = path.ancestors().skip(1).collect();
     dirs.reverse();
     for dir in dirs {

@@ -1,10 +1,11 @@
 //! Every call of the store fails once, before or after it was done. Whatever the call
 //! then reports, the repository stays clean and the next attempt succeeds.
 
-use std::sync::Arc;
+use std::{str::FromStr, sync::Arc};
 
 use kedge_engine::{
-    Backend, BackendError, EngineError, LocalBackend, MemoryBackend, Repository, SnapshotId,
+    Backend, BackendError, BlobId, EngineError, LocalBackend, MemoryBackend, ObjectKind,
+    ObjectName, PackDamage, Repository, SnapshotId,
     layer::{Fault, FaultBackend, Operation},
 };
 
@@ -118,4 +119,34 @@ fn a_store_that_breaks_down_in_the_middle_is_reported_as_unreachable() {
     assert!(Repository::open(Arc::clone(&shared), &password()).unwrap_err().is_unreachable());
     backend.repair();
     assert_restores(&repo, one, &disks[0].bytes);
+}
+
+/// Stock restic needs the zero blobs of a list, though we restore zeroes without them.
+#[test]
+fn an_unchanged_list_whose_zero_blob_is_not_sound_is_stored_anew() {
+    let backend = Arc::new(MemoryBackend::new());
+    let repo = create(Arc::clone(&backend) as Arc<dyn Backend>).unwrap();
+    let bytes = [distinct_chunks(1, 2), vec![0; CHUNK], noise(2, 50)].concat();
+    let (one, _) = back_up(&repo, &Disk::new(bytes.clone()), None, &store_options(), "x").unwrap();
+    let parent = volume(&repo, one).unwrap();
+    let packs = || backend.list(ObjectKind::Pack).unwrap().len();
+    let unchanged =
+        || back_up(&repo, &Disk::unchanged(bytes.clone()), Some(&parent), &store_options(), "x");
+    let before = packs();
+    unchanged().unwrap();
+    assert_eq!(packs(), before, "nothing is stored while all of it is sound");
+
+    let zero = BlobId::from_str("07854d2fef297a06ba81685e660c332de36d5d18d546927d30daad6d7fda1541");
+    for listed in backend.list(ObjectKind::Pack).unwrap() {
+        let ObjectName::Pack(pack) = listed.name else { continue };
+        let blobs = vec![zero.clone().unwrap()];
+        let damage = PackDamage { pack, blobs, whole: false, what: "flipped".into() };
+        repo.record_damage(&damage).unwrap();
+    }
+    let (two, stored) = unchanged().unwrap();
+    assert_eq!(stored.new_chunks, 0);
+    assert_eq!(packs(), before + 1, "the zero blob alone");
+    assert_restores(&repo, two, &bytes);
+    unchanged().unwrap();
+    assert_eq!(packs(), before + 1, "once");
 }

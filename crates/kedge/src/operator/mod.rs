@@ -1,8 +1,11 @@
 //! What an operator does by hand, beside the service or without it.
 
+mod cursor;
 pub(crate) mod key;
+mod pacing;
 pub(crate) mod repo;
 mod report;
+mod verify;
 
 use std::io::{Read as _, Write as _};
 use std::path::Path;
@@ -86,7 +89,12 @@ pub(crate) fn hash_password() -> Result<(), Failure> {
 
 fn repositories(config: &Checked, key: ServiceKey, store: Store) -> Result<Repositories, Failure> {
     let (places, kdf) = (places::open(config)?, config.settings.kdf);
-    Ok(Repositories::new(places, Arc::new(key), store, Arc::new(SystemClock), kdf))
+    let repositories = Repositories::new(places, Arc::new(key), store, Arc::new(SystemClock), kdf);
+    // What another user would leave there the service could not use.
+    Ok(match private::owned_by_other(&config.state_dir) {
+        Ok(false) => repositories.with_index_cache(config.index_cache_dir()),
+        Ok(true) | Err(_) => repositories,
+    })
 }
 
 /// The repositories without the catalogue: the wrapped passwords also lie beside them, so
@@ -95,6 +103,12 @@ async fn without_catalogue(config: &Checked) -> Result<Repositories, Failure> {
     let key = ServiceKey::load(&config.service_key).or_fail("service_key")?;
     let nothing = Store::open_in_memory().await.or_fail("an empty catalogue")?;
     repositories(config, key, nothing)
+}
+
+/// The repositories for what needs no key: a key of nobody stands in for it.
+async fn without_key(config: &Checked) -> Result<Repositories, Failure> {
+    let nothing = Store::open_in_memory().await.or_fail("an empty catalogue")?;
+    repositories(config, ServiceKey::random().or_fail("randomness")?, nothing)
 }
 
 /// Takes the catalogue, which no service can use meanwhile.

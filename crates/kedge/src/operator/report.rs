@@ -155,6 +155,12 @@ fn printable(text: &str) -> String {
 pub(super) struct Progress(Option<ProgressBar>);
 
 impl Progress {
+    /// Shows nothing.
+    #[cfg(test)]
+    pub(super) fn none() -> Self {
+        Self(None)
+    }
+
     /// Begins to show work whose end nobody knows.
     pub(super) fn begin(form: Form, doing: &str, project: &ProjectId) -> Self {
         Self::with(form, doing, project, || {
@@ -162,6 +168,16 @@ impl Progress {
             let bar = ProgressBar::new_spinner();
             bar.enable_steady_tick(TICK);
             style.map_or(bar.clone(), |style| bar.with_style(style))
+        })
+    }
+
+    /// Begins to show work on so many bytes.
+    pub(super) fn begin_bytes(form: Form, doing: &str, project: &ProjectId, bytes: u64) -> Self {
+        Self::with(form, doing, project, || {
+            let template = "{prefix} [{bar:30}] {bytes} of {total_bytes}  {bytes_per_sec}  {eta}";
+            let style = ProgressStyle::with_template(template);
+            let bar = ProgressBar::new(bytes);
+            style.map_or(bar.clone(), |style| bar.with_style(style.progress_chars("=> ")))
         })
     }
 
@@ -186,6 +202,15 @@ impl Progress {
     pub(super) fn end(&self) {
         if let Some(bar) = &self.0 {
             bar.finish_and_clear();
+        }
+    }
+}
+
+/// What the engine tells of its progress goes to the bar.
+impl kedge_engine::Progress for Progress {
+    fn advance(&self, bytes: u64) {
+        if let Some(bar) = &self.0 {
+            bar.inc(bytes);
         }
     }
 }

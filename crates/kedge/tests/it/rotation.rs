@@ -106,7 +106,7 @@ fn key_lines(site: &Site) -> Vec<String> {
 }
 
 /// Ends the program as a power cut would, when it has come to a point.
-fn kill_at(site: &mut Site, point: &str, words: &[&str]) {
+pub(crate) fn kill_at(site: &mut Site, point: &str, words: &[&str]) {
     site.release();
     let mut program = Command::new(env!("CARGO_BIN_EXE_kedge"));
     program.args(words).arg("--config").arg(site.path("kedge.toml"));

@@ -387,7 +387,7 @@ fn store_options(attempt: &Attempt, protected_at: Timestamp) -> StoreOptions {
         zstd_level: settings.compression_level,
         threads: NonZeroUsize::new(settings.mover_threads).unwrap_or(NonZeroUsize::MIN),
         modified_at: engine_time(protected_at),
-        verify_before_store: true,
+        verify_before_store: settings.verify_before_store,
     }
 }
 

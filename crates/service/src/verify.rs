@@ -1,0 +1,55 @@
+//! Reading back what repositories hold, and recording what is damaged.
+
+use std::sync::Arc;
+
+use kedge_core::ids::ProjectId;
+use kedge_engine::{
+    Closed, EngineError, Listed, ObjectKind, Progress, Repository, VerifyOptions, VerifyOutcome,
+};
+
+use crate::repositories::{Repositories, RepositoryError, blocking};
+
+impl Repositories {
+    /// Verifies without any key that every object has the hash it is named by.
+    pub async fn verify_keyless(
+        &self,
+        project: &ProjectId,
+        options: VerifyOptions,
+        progress: Arc<dyn Progress>,
+    ) -> Result<VerifyOutcome, RepositoryError> {
+        let backend = self.places.backend(project)?;
+        blocking(move || {
+            if !Repository::<Closed>::is_initialised(&*backend)? {
+                return Err(EngineError::NotARepository);
+            }
+            Repository::<Closed>::verify_objects(&*backend, &options, &*progress)
+        })
+        .await
+    }
+
+    /// Verifies every blob, and records what is damaged, so that nothing relies on it any
+    /// more and the next backup that has it stores it anew.
+    pub async fn verify(
+        &self,
+        project: &ProjectId,
+        options: VerifyOptions,
+        progress: Arc<dyn Progress>,
+    ) -> Result<VerifyOutcome, RepositoryError> {
+        let repository = self.get(project).await?;
+        blocking(move || {
+            let outcome = repository.verify(&options, &*progress)?;
+            for damage in &outcome.damaged {
+                repository.record_damage(damage)?;
+            }
+            Ok(outcome)
+        })
+        .await
+    }
+
+    /// How many bytes of packs the project's repository has, for who watches.
+    pub async fn packs_bytes(&self, project: &ProjectId) -> Result<u64, RepositoryError> {
+        let backend = self.places.backend(project)?;
+        let bytes = |listed: Vec<Listed>| listed.iter().map(|one| one.size_bytes).sum();
+        blocking(move || backend.list(ObjectKind::Pack).map(bytes).map_err(EngineError::List)).await
+    }
+}
