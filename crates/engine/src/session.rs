@@ -259,8 +259,12 @@ impl Session {
         })
     }
 
+    /// The lock is looked for right before: of packs that a prune took for forsaken and
+    /// removed meanwhile nobody should hear. Whoever reads marks would not believe it, but
+    /// other programs read none.
     fn store_index(&self, packs: &[PackEntry]) -> Result<(), EngineError> {
         self.permit()?;
+        self.require_lock()?;
         let object = index::store_object(&self.repository.vault, packs)?;
         self.repository.state.index.add_durable(object, packs)?;
         let mut claims = guard(&self.claims);
@@ -394,7 +398,8 @@ impl Session {
     ///
     /// The session's lock is looked for once more after the snapshot is written. A prune
     /// that goes on without this session takes the lock away before it looks at the
-    /// snapshots, so either it has seen this one or the snapshot is withdrawn.
+    /// snapshots, so either it has seen this one or the call fails. The snapshot stays
+    /// then: the next session of the same job may have found it whole, and taken it.
     pub fn write_snapshot(&self, meta: &SnapshotMeta) -> Result<SnapshotId, EngineError> {
         self.permit()?;
         let same = self.find_same(meta)?;
@@ -415,12 +420,7 @@ impl Session {
             },
             &SnapshotFile::from(meta),
         )?;
-        if let Err(error) = self.require_lock() {
-            if matches!(error, EngineError::LockLost) {
-                self.repository.delete_snapshot(id)?;
-            }
-            return Err(error);
-        }
+        self.require_lock()?;
         Ok(id)
     }
 

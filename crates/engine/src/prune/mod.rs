@@ -16,9 +16,10 @@
 //! - A condemned pack never comes back into use. What is needed of it is copied, so it
 //!   does not matter how late a removal that was decided on takes place.
 //! - Nobody goes on without a session before its lock object is removed, and a session
-//!   looks for its lock object after it wrote its snapshot, withdrawing it when the lock is
-//!   gone. Only then are the snapshots listed. So a session is waited for, or its snapshot
-//!   is seen, or it has none, however long it slept.
+//!   looks for its lock object after it wrote its snapshot, which counts for nothing when
+//!   the lock is gone. Only then are the snapshots listed. So a session is waited for, or
+//!   its snapshot is seen, or nobody committed it, however long it slept. Whoever finds
+//!   such a snapshot walks its trees before he takes it for his own.
 //! - An index object is removed only after another lists everything it listed that stays;
 //!   what one listing found in two objects is not taken for a reason to write neither.
 //! - Snapshots are never removed here.

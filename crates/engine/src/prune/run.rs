@@ -536,6 +536,7 @@ impl Run<'_> {
 
     fn store_index(&self, packs: &[PackEntry]) -> Result<(), EngineError> {
         self.permit()?;
+        self.lock.require(&self.repository.vault)?;
         let object = index::store_object(&self.repository.vault, packs)?;
         self.repository.state.index.add_durable(object, packs)
     }

@@ -128,6 +128,8 @@ struct Seat {
     world: Arc<World>,
     me: usize,
     is_dead: Arc<AtomicBool>,
+    /// Lock objects the process has put and not removed.
+    locks: Arc<Mutex<HashSet<ObjectName>>>,
     /// Another program: knows no marks, and its locks are made apart.
     is_foreign: bool,
 }
@@ -158,7 +160,21 @@ impl Backend for Seat {
     }
 
     fn put(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), BackendError> {
-        if self.hides(name) { Ok(()) } else { self.turn()?.put(name, bytes) }
+        if self.hides(name) {
+            return Ok(());
+        }
+        let store = self.turn()?;
+        let has = |lock: &ObjectName| store.find_size(lock).unwrap().is_some();
+        match name.kind() {
+            ObjectKind::Lock => {
+                self.locks.lock().unwrap().insert(*name);
+            }
+            ObjectKind::Index if !self.locks.lock().unwrap().iter().all(has) => {
+                self.world.has_late_index.store(true, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+        store.put(name, bytes)
     }
 
     fn get(&self, name: &ObjectName, bytes_max: u64) -> Result<Vec<u8>, BackendError> {
@@ -181,7 +197,12 @@ impl Backend for Seat {
     }
 
     fn delete(&self, name: &ObjectName) -> Result<(), BackendError> {
-        if self.hides(name) { Ok(()) } else { self.turn()?.delete(name) }
+        if self.hides(name) {
+            return Ok(());
+        }
+        let store = self.turn()?;
+        self.locks.lock().unwrap().remove(name);
+        store.delete(name)
     }
 
     fn remove_leftovers(&self) -> Result<(), BackendError> {
@@ -195,11 +216,17 @@ struct World {
     turns: Turns,
     /// What every committed snapshot must restore to.
     model: Mutex<Vec<(SnapshotId, Vec<u8>)>>,
+    /// Trees whose snapshot some process is about to write.
+    jobs: Mutex<Vec<Job>>,
     /// The job table: sessions that are alive as far as it knows.
     alive: Mutex<HashSet<String>>,
     names: AtomicU64,
     clock: AtomicI64,
     prunes: AtomicU64,
+    /// A process overslept the loss of its lock between its last look at it and the put
+    /// of an index object. Packs listed there may be gone; who reads marks knows, and
+    /// another program does not.
+    has_late_index: AtomicBool,
     removed: AtomicU64,
 }
 
@@ -209,7 +236,10 @@ impl World {
     }
 
     fn commit(&self, id: SnapshotId, bytes: Vec<u8>) {
-        self.model.lock().unwrap().push((id, bytes));
+        let mut model = self.model.lock().unwrap();
+        if model.iter().all(|(other, _)| *other != id) {
+            model.push((id, bytes));
+        }
     }
 
     /// In the order they were committed in, which one seed repeats.
@@ -226,6 +256,18 @@ impl World {
     fn is_over(&self, name: &str) {
         self.alive.lock().unwrap().remove(name);
     }
+}
+
+/// A finished tree on its way to a snapshot. Several attempts may be at it at once, since
+/// one that is taken for dead may only sleep.
+#[derive(Clone)]
+struct Job {
+    tag: String,
+    tree: TreeId,
+    bytes: Vec<u8>,
+    attempts: usize,
+    /// Not deleted while there are attempts.
+    committed: Option<SnapshotId>,
 }
 
 /// Lets a test use the store without waiting for a turn.
@@ -294,6 +336,7 @@ struct Process {
     seed: u64,
     dice: Dice,
     is_dead: Arc<AtomicBool>,
+    locks: Arc<Mutex<HashSet<ObjectName>>>,
     repo: Option<Repo>,
 }
 
@@ -303,6 +346,7 @@ impl Process {
             world: Arc::clone(&self.world),
             me: self.me,
             is_dead: Arc::clone(&self.is_dead),
+            locks: Arc::clone(&self.locks),
             is_foreign,
         })
     }
@@ -310,6 +354,7 @@ impl Process {
     fn run(&mut self) {
         self.world.turns.wait(self.me);
         for _ in 0..STEPS {
+            self.locks.lock().unwrap().clear();
             // What goes wrong in a step is the step's own trouble: it met a prune, a
             // lock, a death. What counts is the model.
             let _ = self.step();
@@ -332,7 +377,8 @@ impl Process {
             None => Arc::clone(self.repo.insert(open(self.seat(false))?)),
         };
         match self.dice.below(12) {
-            0..=3 => self.back_up(&repo),
+            0..=2 => self.back_up(&repo),
+            3 => self.take_over(&repo),
             4 | 5 => self.delete(&repo),
             6 => self.restore(&repo),
             7 => repo.check(ReadData::Yes, &CancelFlag::new()).map(drop),
@@ -393,13 +439,16 @@ impl Process {
             session = self.begin(repo)?;
         }
         self.may_die();
-        // Nobody deletes an item while a job of it runs.
         let tag = format!("item of {}", session.name());
-        let id = session.write_snapshot(&meta(tree, &tag))?;
-        if self.dice.one_in(6) {
-            assert_eq!(session.write_snapshot(&meta(tree, &tag))?, id);
-        }
-        self.world.commit(id, bytes);
+        let (attempts, committed) = (0, None);
+        self.world.jobs.lock().unwrap().push(Job {
+            tag: tag.clone(),
+            tree,
+            bytes,
+            attempts,
+            committed,
+        });
+        self.attempt(&session, &tag)?;
         let name = session.name().to_owned();
         if self.dice.one_in(8) {
             // Dies with its lock in place; the job table may never learn of it.
@@ -408,6 +457,40 @@ impl Process {
             session.close()?;
             self.world.is_over(&name);
         }
+        Ok(())
+    }
+
+    /// Writes a job's snapshot, or finds it.
+    fn attempt(&mut self, session: &Session, tag: &str) -> Result<(), EngineError> {
+        let change = |by: &dyn Fn(&mut Job)| {
+            let mut jobs = self.world.jobs.lock().unwrap();
+            let job = jobs.iter_mut().find(|job| job.tag == tag).unwrap();
+            by(job);
+            job.clone()
+        };
+        let job = change(&|job| job.attempts += 1);
+        let written = session.write_snapshot(&meta(job.tree, tag));
+        if let Ok(id) = &written {
+            self.world.commit(*id, job.bytes);
+            change(&|job| job.committed = Some(*id));
+        }
+        change(&|job| job.attempts -= 1);
+        let is_open = |job: &Job| job.attempts > 0 || job.committed.is_none();
+        self.world.jobs.lock().unwrap().retain(is_open);
+        written.map(drop)
+    }
+
+    /// The job table says that an attempt is over, whether it is or not.
+    fn take_over(&mut self, repo: &Repo) -> Result<(), EngineError> {
+        let open = self.world.jobs.lock().unwrap().clone();
+        let Some(job) = self.dice.pick(&open) else { return self.back_up(repo) };
+        let session = self.begin(repo)?;
+        if self.world.jobs.lock().unwrap().iter().any(|other| other.tag == job.tag) {
+            self.attempt(&session, &job.tag)?;
+        }
+        let name = session.name().to_owned();
+        session.close()?;
+        self.world.is_over(&name);
         Ok(())
     }
 
@@ -425,7 +508,10 @@ impl Process {
             let (tree, bytes) = self.store(&foreign, &session)?;
             let tag = self.world.new_name("foreign");
             let id = session.write_snapshot(&meta(tree, &tag))?;
-            self.world.commit(id, bytes);
+            // The one thing no mark guards it against.
+            if !self.world.has_late_index.load(Ordering::Relaxed) {
+                self.world.commit(id, bytes);
+            }
             Ok(())
         });
         // When it died the lock stays until someone unlocks the repository by hand.
@@ -434,7 +520,9 @@ impl Process {
     }
 
     fn delete(&mut self, repo: &Repo) -> Result<(), EngineError> {
-        let all = self.world.committed();
+        let mut all = self.world.committed();
+        let jobs = self.world.jobs.lock().unwrap().clone();
+        all.retain(|id| jobs.iter().all(|job| job.committed != Some(*id)));
         let Some(id) = self.dice.pick(&all) else { return Ok(()) };
         self.world.model.lock().unwrap().retain(|(other, _)| *other != id);
         repo.delete_snapshot(id)
@@ -526,10 +614,12 @@ fn run(seed: u64) -> u64 {
         store: MemoryBackend::new(),
         turns: Turns::new(seed),
         model: Mutex::default(),
+        jobs: Mutex::default(),
         alive: Mutex::default(),
         names: AtomicU64::new(0),
         clock: AtomicI64::new(NOW),
         prunes: AtomicU64::new(0),
+        has_late_index: AtomicBool::new(false),
         removed: AtomicU64::new(0),
     });
     create(Arc::new(Raw(Arc::clone(&world)))).unwrap();
@@ -542,7 +632,8 @@ fn run(seed: u64) -> u64 {
                     let run = std::panic::AssertUnwindSafe(|| {
                         let dice = Dice::new(seed ^ (me as u64 + 1) << 40);
                         let is_dead = Arc::default();
-                        Process { world, me, seed, dice, is_dead, repo: None }.run();
+                        let locks = Arc::default();
+                        Process { world, me, seed, dice, is_dead, locks, repo: None }.run();
                     });
                     // The others must not wait for it.
                     std::panic::catch_unwind(run).inspect_err(|_| turns.turns.end(me))
