@@ -61,14 +61,17 @@ def touch(path):
 
 
 GOALS = [  # text, tool, step, figure, compared with (tool, step), at most
-    ("first backup, zstd 3, verified before stored: CPU", "kedge", "first", "cpu", ("restic", "first"), 0.46),
-    ("first backup, zstd 3, not verified: CPU", "kedge-nv", "first", "cpu", ("restic", "first"), 0.38),
-    ("first backup, zstd 3: repository", "kedge", "first", "repo_mb", ("restic", "first"), 1.02),
+    ("first backup, verified before stored: CPU", "kedge", "first", "cpu", ("restic", "first"), 0.46),
+    ("first backup, not verified: CPU", "kedge-nv", "first", "cpu", ("restic", "first"), 0.38),
+    ("first backup: repository", "kedge", "first", "repo_mb", ("restic", "first"), 1.02),
+    ("first backup, zstd 3, verified before stored: CPU", "kedge-3", "first", "cpu", ("restic", "first"), 0.46),
+    ("first backup, zstd 3, not verified: CPU", "kedge-3-nv", "first", "cpu", ("restic", "first"), 0.38),
+    ("first backup, zstd 3: repository", "kedge-3", "first", "repo_mb", ("restic", "first"), 1.02),
     ("first backup, fast, verified before stored: CPU", "kedge-fast", "first", "cpu", ("restic", "first"), 0.38),
     ("first backup, fast, not verified: CPU", "kedge-fast-nv", "first", "cpu", ("restic", "first"), 0.31),
     ("first backup, fast: repository", "kedge-fast", "first", "repo_mb", ("restic", "first"), 1.08),
-    ("first backup, zstd 3, verified before stored: wall", "kedge", "first", "wall", ("restic", "first"), 0.45),
-    ("first backup: wall on two cores by half the wall on one", "kedge", "first", "wall", ("kedge-1", "first"), 0.5 / 0.9),
+    ("first backup, verified before stored: wall", "kedge", "first", "wall", ("restic", "first"), 0.45),
+    ("first backup: wall on two cores by wall on one", "kedge", "first", "wall", ("kedge-1", "first"), 0.5 / 0.9),
     ("nothing changed, changes known: CPU", "kedge", "unchanged-known", "cpu", ("restic", "unchanged"), 0.05),
     ("nothing changed, changes unknown: CPU", "kedge", "unchanged", "cpu", ("restic", "unchanged"), 0.20),
     ("1 % changed, changes known: CPU", "kedge", "changed-known", "cpu", ("restic", "changed"), 0.08),

@@ -17,7 +17,7 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 WORK=${WORK:-$ROOT/target/side-by-side}; mkdir -p "$WORK"; WORK=$(cd "$WORK" && pwd)
 REPS=${REPS:-5}
-TOOLS=${TOOLS:-"limit restic kedge kedge-nv kedge-fast kedge-fast-nv kedge-1 rustic borg"}
+TOOLS=${TOOLS:-"limit restic kedge kedge-nv kedge-3 kedge-3-nv kedge-fast kedge-fast-nv kedge-1 rustic borg"}
 APT_MIRROR=${APT_MIRROR:-$(grep -ohE 'https?://[^ ]+/debian/?( |$)' /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null | head -n 1 | tr -d ' ' || true)}
 RESTIC_SUITE=${RESTIC_SUITE:-trixie}
 RUSTIC_VERSION=${RUSTIC_VERSION:-0.11.4}
@@ -194,8 +194,10 @@ run_kedge() { local K="exec $KEDGE"
   OWN_KEYLESS=1 m kedge verify-keyless "$K check $REPO"
   # The judge: whatever was measured above is what stock restic reads.
   $RESTIC -q -r "$REPO" --no-cache check; }
-first_only() { local n=$1 before=$2; fresh; $KEDGE init "$REPO"; place A; m "$n" first "$before exec $KEDGE backup $REPO $SRC disk"; }
+first_only() { local n=$1 before=$2; fresh; $KEDGE init "$REPO"; place A; m "$n" first "exec env $before $KEDGE backup $REPO $SRC disk"; }
 run_kedge-nv() { first_only kedge-nv "OWN_VERIFY=0"; }
+run_kedge-3() { first_only kedge-3 "OWN_LEVEL=3"; }
+run_kedge-3-nv() { first_only kedge-3-nv "OWN_LEVEL=3 OWN_VERIFY=0"; }
 run_kedge-fast() { first_only kedge-fast "OWN_LEVEL=${FAST_LEVEL:-1}"; }
 run_kedge-fast-nv() { first_only kedge-fast-nv "OWN_LEVEL=${FAST_LEVEL:-1} OWN_VERIFY=0"; }
 run_kedge-1() { first_only kedge-1 "OWN_THREADS=1 taskset -c 0"; }

@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use crate::error::EngineError;
 
-type Aes256Ctr = ctr::Ctr128BE<Aes256>;
+pub(crate) type Aes256Ctr = ctr::Ctr128BE<Aes256>;
 
 /// What comes before the ciphertext.
 pub(crate) const IV_BYTES: usize = 16;

@@ -19,6 +19,7 @@ mod list;
 mod lock;
 mod marks;
 mod pack;
+mod pages;
 mod parallel;
 #[cfg(test)]
 mod parsers;

@@ -10,6 +10,7 @@ use crate::{
     crypto::{Key, SEAL_BYTES},
     error::EngineError,
     id::{BlobId, PackId},
+    pages::PageBuffer,
 };
 
 /// Blobs in a pack take no more than this, save for a single larger one. Readers hold
@@ -35,7 +36,7 @@ pub(crate) struct PackEntry {
 /// A pack being filled.
 pub(crate) struct PackBuilder {
     kind: BlobKind,
-    bytes: Vec<u8>,
+    bytes: PageBuffer,
     /// Hashed while they are in the cache.
     hash: Sha256,
     blobs: Vec<PackedBlob>,
@@ -43,12 +44,11 @@ pub(crate) struct PackBuilder {
 
 impl PackBuilder {
     pub(crate) fn new(kind: BlobKind) -> Self {
-        Self::in_buffer(kind, Vec::new())
+        Self::in_buffer(kind, PageBuffer::default())
     }
 
-    /// Fills a buffer that was used before, and whose memory need not be made again.
-    pub(crate) fn in_buffer(kind: BlobKind, mut bytes: Vec<u8>) -> Self {
-        bytes.clear();
+    /// Fills an empty buffer whose memory need not be made anew.
+    pub(crate) fn in_buffer(kind: BlobKind, bytes: PageBuffer) -> Self {
         Self { kind, bytes, hash: Sha256::new(), blobs: Vec::new() }
     }
 
@@ -75,8 +75,8 @@ impl PackBuilder {
     ) -> Result<Shape, EngineError> {
         let start = self.bytes.len();
         let offset = offset(start)?;
-        let shape = encoder.encode_into(key, plain, &mut self.bytes)?;
-        self.hash.update(&self.bytes[start..]);
+        let shape = self.bytes.append(|bytes| encoder.encode_into(key, plain, bytes))?;
+        self.hash.update(&self.bytes.as_slice()[start..]);
         self.blobs.push(PackedBlob { id, kind: self.kind, offset, shape });
         Ok(shape)
     }
@@ -89,8 +89,8 @@ impl PackBuilder {
     ) -> Result<(), EngineError> {
         let start = self.bytes.len();
         let offset = offset(start)?;
-        let shape = seal(&mut self.bytes)?;
-        self.hash.update(&self.bytes[start..]);
+        let shape = self.bytes.append(seal)?;
+        self.hash.update(&self.bytes.as_slice()[start..]);
         self.blobs.push(PackedBlob { id, kind: self.kind, offset, shape });
         Ok(())
     }
@@ -103,7 +103,7 @@ impl PackBuilder {
         sealed: &[u8],
     ) -> Result<(), EngineError> {
         let offset = offset(self.bytes.len())?;
-        self.bytes.extend_from_slice(sealed);
+        self.bytes.append(|bytes| bytes.extend_from_slice(sealed));
         self.hash.update(sealed);
         self.blobs.push(PackedBlob { id, kind: self.kind, offset, shape });
         Ok(())
@@ -117,21 +117,23 @@ impl PackBuilder {
     /// Sealed blobs do not depend on their place, so packs can be joined.
     pub(crate) fn take(&mut self, other: Self) -> Result<(), EngineError> {
         let start = offset(self.bytes.len())?;
-        self.bytes.extend_from_slice(&other.bytes);
+        let others = other.bytes.as_slice();
+        self.bytes.append(|bytes| bytes.extend_from_slice(others));
         offset(self.bytes.len())?;
-        self.hash.update(&other.bytes);
+        self.hash.update(others);
         let moved = other.blobs.into_iter();
         self.blobs.extend(moved.map(|blob| PackedBlob { offset: start + blob.offset, ..blob }));
         Ok(())
     }
 
     /// Closes the pack: its bytes, and its entry in the index.
-    pub(crate) fn finish(mut self, key: &Key) -> Result<(Vec<u8>, PackEntry), EngineError> {
+    pub(crate) fn finish(mut self, key: &Key) -> Result<(PageBuffer, PackEntry), EngineError> {
         let start = self.bytes.len();
-        key.seal_into(&header(&self.blobs), &mut self.bytes)?;
+        let header = header(&self.blobs);
+        self.bytes.append(|bytes| key.seal_into(&header, bytes))?;
         let length = offset(self.bytes.len() - start)?;
-        self.bytes.extend_from_slice(&length.to_le_bytes());
-        self.hash.update(&self.bytes[start..]);
+        self.bytes.append(|bytes| bytes.extend_from_slice(&length.to_le_bytes()));
+        self.hash.update(&self.bytes.as_slice()[start..]);
         let id = PackId(self.hash.finalize().into());
         Ok((self.bytes, PackEntry { id, blobs: self.blobs }))
     }
@@ -224,8 +226,9 @@ mod tests {
         assert!(builder.can_take(&other));
         builder.take(other).unwrap();
         let (bytes, entry) = builder.finish(&key).unwrap();
+        let bytes = bytes.as_slice();
         assert_eq!(pack_bytes(&entry.blobs), bytes.len() as u64);
-        assert_eq!(entry.id.0, crate::id::sha256(&bytes));
+        assert_eq!(entry.id.0, crate::id::sha256(bytes));
         let (rest, length) = bytes.split_last_chunk::<4>().unwrap();
         let start = rest.len() - u32::from_le_bytes(*length) as usize;
         let header = key.open(&rest[start..]).unwrap();

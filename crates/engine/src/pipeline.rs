@@ -27,6 +27,7 @@ use crate::{
     error::EngineError,
     id::BlobId,
     pack::{PACK_BYTES, PackBuilder},
+    pages::PageBuffer,
     plan::{Planner, Task},
     session::Session,
     source::Source,
@@ -147,7 +148,7 @@ impl Packing<'_> {
 
 /// Packs between workers and putters.
 struct Packs {
-    buffers: Queue<Vec<u8>>,
+    buffers: Queue<PageBuffer>,
     full: Queue<PackBuilder>,
 }
 
@@ -156,9 +157,7 @@ impl Packs {
     fn take_empty(&self) -> Result<PackBuilder, EngineError> {
         let mut buffer =
             self.buffers.pop().ok_or_else(|| EngineError::bug("nobody stores packs"))?;
-        buffer.clear();
-        // What is not touched costs nothing, while growing would copy.
-        buffer.reserve_exact(PACK_BYTES + PACK_SLACK_BYTES);
+        buffer.make_room(PACK_BYTES + PACK_SLACK_BYTES);
         Ok(PackBuilder::in_buffer(BlobKind::Data, buffer))
     }
 }
@@ -206,7 +205,7 @@ impl<'a> Pipeline<'a> {
             free_chunks: Queue::new((0..dimensions.chunk_buffers).map(|_| vec![0; chunk_bytes])),
             chunks: Queue::new([]),
             packs: Packs {
-                buffers: Queue::new((0..dimensions.pack_buffers).map(|_| Vec::new())),
+                buffers: Queue::new((0..dimensions.pack_buffers).map(|_| PageBuffer::default())),
                 full: Queue::new([]),
             },
             readers: AtomicUsize::new(dimensions.readers),
@@ -346,7 +345,7 @@ impl<'a> Pipeline<'a> {
             // Workers wait for a buffer, whatever became of the pack.
             let (buffer, failed) = match stored {
                 Ok(buffer) => (buffer, None),
-                Err(error) => (Vec::new(), Some(error)),
+                Err(error) => (PageBuffer::default(), Some(error)),
             };
             self.packs.buffers.push(buffer);
             if let Some(error) = failed {

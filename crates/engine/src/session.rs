@@ -27,6 +27,7 @@ use crate::{
     index::{self, INDEX_BLOBS_MAX},
     lock::{self, Held, Mode},
     pack::{PackBuilder, PackEntry},
+    pages::PageBuffer,
     repository::{Indexed, Repository},
     snapshot::{SnapshotFile, SnapshotMeta},
     stream,
@@ -241,12 +242,12 @@ impl Session {
     }
 
     /// Puts a pack into the store. Gives its buffer back, to be filled again.
-    pub(crate) fn store_pack(&self, pack: PackBuilder) -> Result<Vec<u8>, EngineError> {
+    pub(crate) fn store_pack(&self, pack: PackBuilder) -> Result<PageBuffer, EngineError> {
         self.or_fail(|| {
             let vault = &self.repository.vault;
             let (bytes, entry) = pack.finish(&vault.key)?;
             self.permit()?;
-            vault.put(&ObjectName::Pack(entry.id), &bytes)?;
+            vault.put(&ObjectName::Pack(entry.id), bytes.as_slice())?;
             self.stored_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             let full = {
                 let mut pending = guard(&self.pending);

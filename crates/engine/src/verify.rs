@@ -75,8 +75,10 @@ pub struct VerifyOutcome {
     pub next: Option<PackId>,
 }
 
-/// Larger packs are read in pieces.
-const WINDOW_BYTES: u64 = 24 << 20;
+/// Packs are read in pieces, so that those of all threads stay in the processor's cache.
+const WINDOW_BYTES: u64 = 4 << 20;
+/// What is read to find a header: one of a few hundred blobs fits in.
+const TAIL_BYTES: u64 = 16 << 10;
 /// Objects are hashed in pieces of this size.
 const PIECE_BYTES: u64 = 1 << 20;
 /// A read that waits for the store while the processors work.
@@ -432,16 +434,19 @@ impl<'a> PackReader<'a> {
             blobs = load_blobs(self.vault, listed.object, id)?;
         }
         let mut damaged = Vec::new();
-        for blob in &blobs {
-            match self.open_blob(&name, size, blob, work) {
-                Ok(()) => {}
-                Err(EngineError::Damaged { what: damage, .. }) => {
-                    damaged.push(blob.id);
-                    what.get_or_insert_with(|| {
-                        format!("{} {damage}", blob_name(blob.kind, blob.id))
-                    });
+        for run in runs(&blobs) {
+            self.window.load_run(&name, size, run)?;
+            for blob in run {
+                match self.open_blob(&name, size, blob, work) {
+                    Ok(()) => {}
+                    Err(EngineError::Damaged { what: damage, .. }) => {
+                        damaged.push(blob.id);
+                        what.get_or_insert_with(|| {
+                            format!("{} {damage}", blob_name(blob.kind, blob.id))
+                        });
+                    }
+                    Err(error) => return Err(error),
                 }
-                Err(error) => return Err(error),
             }
         }
         let damage = what.map(|what| PackDamage { pack: id, blobs: damaged, whole, what });
@@ -467,6 +472,8 @@ impl<'a> PackReader<'a> {
         let damaged = |what: &str| EngineError::damaged(name, what);
         let too_short = || damaged("too short for a header");
         let header_end = size.checked_sub(HEADER_LENGTH_BYTES as u64).ok_or_else(too_short)?;
+        let tail = size.min(TAIL_BYTES);
+        self.window.load(name, size - tail, tail)?;
         let field = self.window.get(name, size, header_end, HEADER_LENGTH_BYTES as u64)?;
         let field = field.first_chunk().ok_or_else(too_short)?;
         let length = u64::from(u32::from_le_bytes(*field));
@@ -505,7 +512,7 @@ impl<'a> PackReader<'a> {
 }
 
 impl Window<'_> {
-    /// Bytes of a pack of `size` bytes. A pack of usual size is read at once.
+    /// Bytes of a pack of `size` bytes.
     fn get(
         &mut self,
         name: &ObjectName,
@@ -517,36 +524,61 @@ impl Window<'_> {
         if end > size {
             return Err(EngineError::damaged(name, "shorter than it must be"));
         }
-        let window_end = self.start + self.bytes.len() as u64;
-        if !self.is_loaded || offset < self.start || end > window_end {
-            self.load(name, size, offset, len)?;
+        if !self.holds(offset, end) {
+            self.load(name, offset, len)?;
         }
         let at = usize::try_from(offset - self.start).unwrap_or(usize::MAX);
         let bytes = usize::try_from(len).ok().and_then(|len| self.bytes.get(at..at + len));
         bytes.ok_or_else(|| EngineError::bug("bytes outside of their window"))
     }
 
-    fn load(
+    fn holds(&self, offset: u64, end: u64) -> bool {
+        let window_end = self.start + self.bytes.len() as u64;
+        self.is_loaded && self.start <= offset && end <= window_end
+    }
+
+    /// Reads blobs at once. Those that cannot be had so are tried one by one.
+    fn load_run(
         &mut self,
         name: &ObjectName,
         size: u64,
-        offset: u64,
-        len: u64,
+        run: &[PackedBlob],
     ) -> Result<(), EngineError> {
-        let (start, bytes) = if size <= WINDOW_BYTES {
-            (0, size)
-        } else {
-            (offset, len.max(WINDOW_BYTES.min(size - offset)))
-        };
+        let ends = run.iter().map(|blob| u64::from(blob.offset) + u64::from(blob.shape.length));
+        let (start, end) = (run.first().map(|blob| u64::from(blob.offset)), ends.max());
+        let (Some(start), Some(end)) = (start, end) else { return Ok(()) };
+        if end > size || self.holds(start, end) {
+            return Ok(());
+        }
+        match self.load(name, start, end - start) {
+            Err(EngineError::Damaged { .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn load(&mut self, name: &ObjectName, start: u64, len: u64) -> Result<(), EngineError> {
         let too_large = |_| EngineError::bug("a window of 4 GiB");
-        self.bytes.resize(usize::try_from(bytes).map_err(too_large)?, 0);
+        self.bytes.resize(usize::try_from(len).map_err(too_large)?, 0);
         self.start = start;
-        self.read_bytes += bytes;
+        self.read_bytes += len;
         self.is_loaded = false;
         self.vault.read_at(name, start, &mut self.bytes)?;
         self.is_loaded = true;
         Ok(())
     }
+}
+
+/// Cuts blobs, which lie one after the other, into runs that are read at once.
+fn runs(blobs: &[PackedBlob]) -> impl Iterator<Item = &[PackedBlob]> {
+    let mut start = 0;
+    blobs.chunk_by(move |_, next| {
+        let end = u64::from(next.offset) + u64::from(next.shape.length);
+        let is_near = end.saturating_sub(start) <= WINDOW_BYTES;
+        if !is_near {
+            start = u64::from(next.offset);
+        }
+        is_near
+    })
 }
 
 /// The blobs an index object lists for a pack.

@@ -18,7 +18,7 @@ pub struct Settings {
     pub workers: usize,
     /// How long a token lives.
     pub token_lifetime: Duration,
-    /// zstd level of new data; 3 is dense, 1 fast, negative ones faster still.
+    /// zstd level of new data; 2 by ADR 17, 1 is fast, negative ones faster still.
     pub compression_level: i32,
     /// Whether new data is opened again and compared before it is stored.
     pub verify_before_store: bool,
@@ -64,7 +64,7 @@ impl Default for Settings {
             lease: Lease { length: Duration::from_secs(60) },
             workers: 2,
             token_lifetime: Duration::from_secs(24 * 60 * 60),
-            compression_level: 3,
+            compression_level: 2,
             verify_before_store: true,
             mover_threads: 2,
             kdf: Kdf::Strong,

@@ -10,6 +10,14 @@ use std::{
     path::Path,
 };
 
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+
+use crate::pages::PAGE_BYTES;
+
+/// From this length on, bytes go to the disk past the page cache: packs, which nobody
+/// reads soon, and which would drive out of it what others need. A copy less, too.
+const DIRECT_BYTES_MIN: usize = 1 << 20;
+
 /// A file system. Nothing but [`Disk::sync_dir`] makes directory entries durable, and
 /// nothing but [`DiskFile::sync`] a file's bytes.
 pub trait Disk: Send + Sync + fmt::Debug {
@@ -162,7 +170,8 @@ impl DiskFile for File {
     }
 
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        Write::write_all(self, bytes)
+        let written = write_direct(self, bytes)?;
+        Write::write_all(self, &bytes[written..])
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -177,5 +186,72 @@ impl DiskFile for File {
 
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         FileExt::read_exact_at(self, buf, offset)
+    }
+}
+
+/// Writes as many whole blocks past the page cache as memory, length and file system
+/// allow; says how many bytes that were. The rest is to be written as usual.
+fn write_direct(file: &mut File, bytes: &[u8]) -> io::Result<usize> {
+    let is_at_page = bytes.as_ptr().align_offset(PAGE_BYTES) == 0;
+    if bytes.len() < DIRECT_BYTES_MIN || !is_at_page {
+        return Ok(0);
+    }
+    let usual = fcntl_getfl(&*file)?;
+    // Some file systems know no such way, and say so here or at the first write.
+    if fcntl_setfl(&*file, usual | OFlags::DIRECT).is_err() {
+        return Ok(0);
+    }
+    let outcome = write_blocks(file, &bytes[..bytes.len() / PAGE_BYTES * PAGE_BYTES]);
+    fcntl_setfl(&*file, usual)?;
+    outcome
+}
+
+fn write_blocks(file: &mut File, blocks: &[u8]) -> io::Result<usize> {
+    let mut written = 0;
+    while written < blocks.len() {
+        match file.write(&blocks[written..]) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(more) => written += more,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            // A device with larger blocks, or a write that ended within one.
+            Err(error) if error.kind() == ErrorKind::InvalidInput => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(written)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pages::PageBuffer;
+
+    #[test]
+    fn bytes_are_written_whole_whatever_their_length_and_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let noise: Vec<u8> = (0..3 * DIRECT_BYTES_MIN).map(|n| (n * n >> 7) as u8).collect();
+        let lengths = [
+            0,
+            1,
+            DIRECT_BYTES_MIN - 1,
+            DIRECT_BYTES_MIN,
+            DIRECT_BYTES_MIN + 1,
+            2 * DIRECT_BYTES_MIN + PAGE_BYTES - 1,
+        ];
+        for (number, len) in lengths.into_iter().enumerate() {
+            let mut pages = PageBuffer::default();
+            pages.make_room(noise.len());
+            pages.append(|bytes| bytes.extend_from_slice(&noise));
+            let at_page = &pages.as_slice()[..len];
+            let beside = &pages.as_slice()[7..7 + len];
+            let path = dir.path().join(number.to_string());
+            let mut file = OsDisk.create_file(&path).unwrap();
+            // As after a write that ended within a block, the second does not begin at one.
+            file.write_all(at_page).unwrap();
+            file.write_all(at_page).unwrap();
+            file.write_all(beside).unwrap();
+            file.sync().unwrap();
+            assert!(fs::read(&path).unwrap() == [at_page, at_page, beside].concat(), "{len}");
+        }
     }
 }

@@ -689,7 +689,7 @@ impl<'r, 'a> Writer<'r, 'a> {
         let vault = &self.run.repository.vault;
         let (bytes, entry) = pack.finish(&vault.key)?;
         self.run.permit()?;
-        vault.put(&ObjectName::Pack(entry.id), &bytes)?;
+        vault.put(&ObjectName::Pack(entry.id), bytes.as_slice())?;
         self.pending.push(entry);
         let blobs: usize = self.pending.iter().map(|pack| pack.blobs.len()).sum();
         if blobs >= INDEX_BLOBS_MAX {

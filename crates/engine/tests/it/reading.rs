@@ -261,7 +261,9 @@ fn verifying_names_the_damaged_pack_and_blobs_and_no_others() {
     assert_eq!((&sound.damaged, &sound.problems, sound.next), (&vec![], &vec![], None));
     assert_eq!(sound.packs, packs(&*backend).len() as u64);
     let all = packs(&*backend);
-    assert_eq!(sound.read_bytes, all.iter().map(|(_, pack)| pack.len() as u64).sum::<u64>());
+    // Every byte once; a header may be found in more than it needs.
+    let stored: u64 = all.iter().map(|(_, pack)| pack.len() as u64).sum();
+    assert!((stored..=stored + 16_384 * sound.packs).contains(&sound.read_bytes));
 
     for (id, whole) in &all {
         let name = ObjectName::Pack(*id);
