@@ -14,7 +14,7 @@ use std::{
 use kedge_engine::{
     Backend, CancelFlag, CreateOptions, EngineError, ExtentKind, ForeignLocks, KdfCost, NoProgress,
     ObjectKind, ObjectName, Open, OpenGate, PackDamage, Password, PruneOptions, ReadData,
-    Repository, SnapshotId, StoreOptions,
+    Repository, SnapshotId, StoreOptions, VerifyOptions,
 };
 
 use crate::support::{
@@ -45,8 +45,8 @@ pub(crate) enum Work {
     Rotate {
         password: String,
     },
-    /// A reader believed that a pack is damaged, and noted it.
-    NoteDamage,
+    /// Reads everything back, is mistaken about a pack, and notes that it is damaged.
+    Verify,
     Prune,
 }
 
@@ -120,7 +120,7 @@ impl History {
             Work::Create
             | Work::BackUp { .. }
             | Work::Rotate { .. }
-            | Work::NoteDamage
+            | Work::Verify
             | Work::Prune => None,
         };
         Expected { present, absent: done.filter_map(deleted).collect() }
@@ -139,7 +139,7 @@ impl Expected {
                 expected.present.remove(tag);
                 expected.absent.insert(tag.clone());
             }
-            Some(Work::Create | Work::Rotate { .. } | Work::NoteDamage | Work::Prune) | None => {}
+            Some(Work::Create | Work::Rotate { .. } | Work::Verify | Work::Prune) | None => {}
         }
         expected
     }
@@ -216,7 +216,7 @@ impl Scenario {
             back_up("one", None),
             back_up("two", Some("one")),
             back_up("other", None),
-            Work::NoteDamage,
+            Work::Verify,
             Work::Rotate { password: "another".into() },
             Work::Delete { tag: "one".into() },
             Work::Prune,
@@ -249,7 +249,7 @@ impl Scenario {
                     continue;
                 }
                 4 => {
-                    scenario.works.push(Work::NoteDamage);
+                    scenario.works.push(Work::Verify);
                     continue;
                 }
                 _ => {}
@@ -296,7 +296,7 @@ impl Scenario {
                 repo.put_access(password.as_bytes())?;
                 repo.remove_passwords_but(kept).map(drop)
             }
-            Work::NoteDamage => note_damage(&repo, &*place.backend),
+            Work::Verify => verify(&repo, &*place.backend),
             Work::Prune => prune(&repo),
         }
     }
@@ -408,7 +408,15 @@ impl Scenario {
 }
 
 /// The pack of the least name is as good as any.
-fn note_damage(repo: &Repo, backend: &dyn Backend) -> Result<(), EngineError> {
+fn verify(repo: &Repo, backend: &dyn Backend) -> Result<(), EngineError> {
+    let options = VerifyOptions {
+        threads: threads(2),
+        cancel: CancelFlag::new(),
+        after: None,
+        bytes_max: u64::MAX,
+    };
+    let seen = repo.verify(&options, &NoProgress)?;
+    assert_eq!((seen.damaged, seen.problems), (Vec::new(), Vec::new()));
     let packs = backend.list(ObjectKind::Pack).map_err(EngineError::List)?;
     match packs.iter().map(|listed| listed.name).min() {
         Some(ObjectName::Pack(pack)) => {
