@@ -185,7 +185,8 @@ pub(crate) fn status_of(code: Code) -> StatusCode {
         | Code::EncryptionMismatch
         | Code::SnapshotMissing
         | Code::VolumeHeld
-        | Code::HalfWritten => StatusCode::BAD_REQUEST,
+        | Code::HalfWritten
+        | Code::DataDamaged => StatusCode::BAD_REQUEST,
         Code::Unauthenticated => StatusCode::UNAUTHORIZED,
         Code::Forbidden => StatusCode::FORBIDDEN,
         Code::ItemNotFound
@@ -205,7 +206,8 @@ pub(crate) fn status_of(code: Code) -> StatusCode {
         Code::Unavailable
         | Code::CloudSilent
         | Code::RepositoryUnreachable
-        | Code::KeyUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+        | Code::KeyUnavailable
+        | Code::DamageNotLocated => StatusCode::SERVICE_UNAVAILABLE,
         Code::Timeout => StatusCode::GATEWAY_TIMEOUT,
     }
 }

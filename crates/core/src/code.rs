@@ -67,6 +67,8 @@ codes! {
     KeyUnavailable "KEDGE.0008" "the key that opens the backup repository cannot be had";
     VolumeHeld "KEDGE.0010" "another job holds a destination disk";
     HalfWritten "KEDGE.0012" "a disk of the server is half written by a restore that failed; restore to it again first";
+    DataDamaged "KEDGE.0013" "data the backup needs is damaged or missing in the repository";
+    DamageNotLocated "KEDGE.0014" "something in the repository is damaged, and whether the backup needs it is not known yet; ask again";
     Unauthenticated "KEDGE.4010" "no token, or one that is unknown, expired or revoked; or a wrong user or password";
     Forbidden "KEDGE.4030" "the token does not entitle to this call or project";
     ProjectNotFound "KEDGE.4040" "no such project";

@@ -44,4 +44,7 @@ pub enum Unknown {
     RepositoryUnreachable,
     /// The key that opens the repository cannot be had.
     KeyUnavailable,
+    /// Something in the repository is damaged, and whether the backup needs it is still
+    /// being found out.
+    DamageNotLocated,
 }

@@ -110,6 +110,8 @@ pub enum Refusal {
     HalfWritten(Vec<VolumeId>, ServerId),
     /// The repository does not hold the item's snapshot.
     SnapshotMissing(ItemId),
+    /// Data the item needs is damaged or missing in the repository.
+    DataDamaged(ItemId),
     /// A fact could not be learned.
     Unknown(Unknown),
     /// A bug: the rules let something through that a plan needs and nobody saw.
@@ -154,9 +156,11 @@ impl Refusal {
             Self::VolumeHeld(_) => Code::VolumeHeld,
             Self::HalfWritten(..) => Code::HalfWritten,
             Self::SnapshotMissing(_) => Code::SnapshotMissing,
+            Self::DataDamaged(_) => Code::DataDamaged,
             Self::Unknown(Unknown::CloudSilent) => Code::CloudSilent,
             Self::Unknown(Unknown::RepositoryUnreachable) => Code::RepositoryUnreachable,
             Self::Unknown(Unknown::KeyUnavailable) => Code::KeyUnavailable,
+            Self::Unknown(Unknown::DamageNotLocated) => Code::DamageNotLocated,
             Self::Unseen(_) => Code::Internal,
             Self::TooManyTags => Code::TooManyTags,
         }
@@ -259,6 +263,10 @@ impl fmt::Display for Refusal {
                 f,
                 "The backup repository does not hold the data of checkpoint item ({item})."
             ),
+            Self::DataDamaged(item) => write!(
+                f,
+                "Data of checkpoint item ({item}) is damaged or missing in the backup repository."
+            ),
             Self::Unknown(Unknown::CloudSilent) => {
                 f.write_str("The cloud did not answer, so the server's state is unknown.")
             }
@@ -268,6 +276,9 @@ impl fmt::Display for Refusal {
             Self::Unknown(Unknown::KeyUnavailable) => {
                 f.write_str("The key of the backup repository cannot be had.")
             }
+            Self::Unknown(Unknown::DamageNotLocated) => f.write_str(
+                "Part of the backup repository is damaged; whether this backup needs it is not known yet.",
+            ),
             Self::Unseen(what) => write!(f, "planning without {what} failed"),
             Self::TooManyTags => {
                 write!(f, "request tags exceed the max allowed count: {TAGS_MAX}.")

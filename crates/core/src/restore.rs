@@ -97,6 +97,18 @@ pub struct Facts {
     pub held_volumes: Vec<VolumeId>,
     /// The repository snapshot the item names.
     pub snapshot: Fact<SnapshotRef>,
+    /// What is known of the data that the snapshot names.
+    pub data: Fact<Data>,
+}
+
+/// What is known of the data a backup consists of. Absent as a fact where there is no
+/// snapshot to name any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Data {
+    /// All of it is listed, and nobody found any of it damaged.
+    Whole,
+    /// Some of it is missing, or was found damaged and lies nowhere else.
+    Damaged,
 }
 
 /// Every write of one restore.
@@ -160,6 +172,7 @@ pub const RULES: &[Rule] = &[
     Rule { name: "no_job_holds_a_destination", check: no_job_holds_a_destination },
     Rule { name: "leaves_no_half_written_volume_out", check: leaves_no_half_written_volume_out },
     Rule { name: "repository_holds_the_snapshot", check: repository_holds_the_snapshot },
+    Rule { name: "its_data_is_whole", check: its_data_is_whole },
 ];
 
 /// Plans one restore.
@@ -186,6 +199,8 @@ fn assemble(question: &Question, facts: &Facts) -> Result<RestorePlan, Refusal> 
     let item = facts.item.seen().ok_or(Refusal::Unseen("the backup"))?;
     let target = facts.target.seen().ok_or(Refusal::Unseen("the target"))?;
     let snapshot = facts.snapshot.seen().ok_or(Refusal::Unseen("the snapshot"))?;
+    let data = facts.data.seen().filter(|data| **data == Data::Whole);
+    data.ok_or(Refusal::Unseen("the data"))?;
     let writes = pairs(question, item, target)
         .map(|(backup, volume)| {
             let stored = backup.stored.as_ref().ok_or(Refusal::Unseen("what was stored"))?;
@@ -461,4 +476,12 @@ fn leaves_no_half_written_volume_out(question: &Question, facts: &Facts) -> Resu
 
 fn repository_holds_the_snapshot(question: &Question, facts: &Facts) -> Result<(), Refusal> {
     seen(&facts.snapshot, || Refusal::SnapshotMissing(question.item.clone())).map(drop)
+}
+
+fn its_data_is_whole(question: &Question, facts: &Facts) -> Result<(), Refusal> {
+    let damaged = || Refusal::DataDamaged(question.item.clone());
+    match seen(&facts.data, damaged)? {
+        Data::Whole => Ok(()),
+        Data::Damaged => Err(damaged()),
+    }
 }

@@ -12,6 +12,7 @@ use crate::{
     id::{BlobId, SnapshotId, TreeId},
     index::Location,
     list::{BlobIds, BlobList, Entry},
+    marks::PackDamage,
     repository::{Indexed, Repository},
     snapshot::Snapshot,
     stream,
@@ -232,11 +233,53 @@ impl Repository<Indexed> {
         Ok(None)
     }
 
-    /// Fails unless the index knows every blob below a tree.
+    /// Fails unless the index knows a sound place of every blob below a tree.
     pub(crate) fn require_complete(
         &self,
         root: TreeId,
         cancel: &CancelFlag,
+    ) -> Result<(), EngineError> {
+        self.require_blobs(root, cancel, |_, id| self.state.index.contains(BlobKind::Data, id))
+    }
+
+    /// Whether everything that restoring a snapshot's volumes takes can be had, as far as that is
+    /// known without reading data: its trees can be read, and every blob is listed by a
+    /// pack in which nobody found it damaged. Index and marks are refreshed. An error,
+    /// that of a mark nobody can read included, says that it is not known.
+    pub fn is_whole(&self, id: SnapshotId, cancel: &CancelFlag) -> Result<bool, EngineError> {
+        self.refresh()?;
+        self.require_sound_marks()?;
+        let damage = self.list_damage()?;
+        let in_pack = |damage: &PackDamage| {
+            let pack = damage.pack;
+            damage.blobs.clone().into_iter().map(move |blob| (pack, blob))
+        };
+        let harmed: HashSet<_> = damage.iter().flat_map(in_pack).collect();
+        let can_be_had = |node: &Node, id| {
+            // Zeroes are written without their blob, and what lies beside volumes not at all.
+            let is_zero = Zeroes::of_volume(node.size).len_of(id).is_some();
+            if is_zero || node.name != VOLUME_FILE {
+                return Ok(true);
+            }
+            let places = self.state.index.find_all(BlobKind::Data, id)?;
+            Ok(places.iter().any(|place| !harmed.contains(&(place.pack, id))))
+        };
+        let complete = self
+            .get_snapshot(id)
+            .and_then(|snapshot| self.require_blobs(snapshot.tree, cancel, can_be_had));
+        match complete {
+            Ok(()) => Ok(true),
+            Err(EngineError::Damaged { .. } | EngineError::SnapshotNotFound(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Fails unless `has` says so of every blob of data below a tree, each with its node.
+    fn require_blobs(
+        &self,
+        root: TreeId,
+        cancel: &CancelFlag,
+        has: impl Fn(&Node, BlobId) -> Result<bool, EngineError>,
     ) -> Result<(), EngineError> {
         let mut seen = HashSet::from([root]);
         let mut open = vec![root];
@@ -249,7 +292,7 @@ impl Repository<Indexed> {
                         Entry::Zeroes(_) => zero_block_id(),
                         Entry::Data(id) => id,
                     };
-                    if !self.state.index.contains(BlobKind::Data, blob)? {
+                    if !has(&node, blob)? {
                         let what = format!("{} is missing", blob_name(BlobKind::Data, blob));
                         return Err(EngineError::damaged(format!("tree {id}"), what));
                     }

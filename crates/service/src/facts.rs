@@ -6,6 +6,7 @@
 //! what does not exist.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -16,13 +17,14 @@ use kedge_core::job::ClaimKind;
 use kedge_core::ports::ServerRef;
 use kedge_core::protect::{self, Holder};
 use kedge_core::resource::Server;
-use kedge_core::restore;
+use kedge_core::restore::{self, Data};
 use kedge_core::status::ItemStatus;
 use kedge_core::time::Timestamp;
-use kedge_engine::SnapshotId;
+use kedge_engine::{EngineError, SnapshotId};
 use kedge_store::{Holders, StoreError};
 
 use crate::app::Parts;
+use crate::repositories::RepositoryError;
 
 /// Who asks for facts.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +42,13 @@ impl<'a> Asker<'a> {
             Self::Job(id) => Some(id),
         }
     }
+}
+
+/// What catalogue and repository tell of items.
+struct Stored {
+    items: HashMap<ItemId, Item>,
+    snapshots: HashMap<ItemId, Fact<SnapshotRef>>,
+    data: HashMap<ItemId, Fact<Data>>,
 }
 
 impl Parts {
@@ -61,7 +70,7 @@ impl Parts {
             self.store.holders(&server_ids, &volume_ids, asker.job()),
             self.find_servers(project, &server_ids, asker, time_left),
         );
-        let (items, snapshots) = stored?;
+        let Stored { items, snapshots, data } = stored?;
         let holders = holders?;
         Ok(questions
             .iter()
@@ -76,6 +85,7 @@ impl Parts {
                     held: server_holder(&holders, &question.server),
                     held_volumes: held_volumes(&holders),
                     snapshot: snapshots.get(&question.item).cloned().unwrap_or(Fact::Absent),
+                    data: data.get(&question.item).cloned().unwrap_or(Fact::Absent),
                 }
             })
             .collect())
@@ -146,10 +156,13 @@ impl Parts {
         ids: &[ItemId],
         asker: Asker<'_>,
         time_left: Duration,
-    ) -> Result<(HashMap<ItemId, Item>, HashMap<ItemId, Fact<SnapshotRef>>), StoreError> {
+    ) -> Result<Stored, StoreError> {
         let items = by_id(self.store.find_items(project, ids).await?, asker);
-        let snapshots = self.find_snapshots(project, &items, time_left).await;
-        Ok((items, snapshots))
+        let (snapshots, data) = futures::join!(
+            self.find_snapshots(project, &items, time_left),
+            self.find_data(project, &items, time_left),
+        );
+        Ok(Stored { items, snapshots, data })
     }
 
     /// Whether the repository holds what the items name.
@@ -171,6 +184,50 @@ impl Parts {
             Ok(found) => found,
             Err(_elapsed) => all_unknown(&named, Unknown::RepositoryUnreachable),
         }
+    }
+
+    /// What is known of the data the items' snapshots name.
+    async fn find_data(
+        &self,
+        project: &ProjectId,
+        items: &HashMap<ItemId, Item>,
+        time_left: Duration,
+    ) -> HashMap<ItemId, Fact<Data>> {
+        let named: Vec<(ItemId, SnapshotId)> = items
+            .values()
+            .filter_map(|item| Some((item.id.clone(), item.snapshot.as_ref()?)))
+            .filter_map(|(item, named)| Some((item, named.snapshot.parse().ok()?)))
+            .collect();
+        if named.is_empty() {
+            return HashMap::new();
+        }
+        let ids: Vec<SnapshotId> = named.iter().map(|(_, id)| *id).collect();
+        let has_damage = AtomicBool::new(false);
+        let asked = self.repositories.data_of(project, &ids, &has_damage);
+        let at = self.clock.now();
+        let facts: Vec<Fact<Data>> = match tokio::time::timeout(time_left, asked).await {
+            Ok(Ok(data)) => data.into_iter().map(|value| Fact::Seen { value, at }).collect(),
+            Ok(Err(error)) => {
+                tracing::warn!(project.id = ?project, "data cannot be judged: {error}");
+                let why = match &*error {
+                    // A mark nobody can read may speak of any data.
+                    RepositoryError::Engine(EngineError::Damaged { .. }) => {
+                        Unknown::DamageNotLocated
+                    }
+                    other => other.unknown(),
+                };
+                vec![Fact::Unknown { why }; ids.len()]
+            }
+            Err(_elapsed) => {
+                let is_our_work = has_damage.load(Ordering::Relaxed);
+                let why = match is_our_work {
+                    true => Unknown::DamageNotLocated,
+                    false => Unknown::RepositoryUnreachable,
+                };
+                vec![Fact::Unknown { why }; ids.len()]
+            }
+        };
+        named.into_iter().map(|(item, _)| item).zip(facts).collect()
     }
 
     /// A snapshot that is not there is absent, with or without the key; one that is there

@@ -33,6 +33,7 @@ mod lookups;
 mod names;
 mod reconcile;
 mod verify;
+mod wholeness;
 mod worker;
 
 pub use app::{App, Points, Wiring};

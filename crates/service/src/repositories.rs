@@ -26,6 +26,7 @@ use crate::keys::{KeyError, ServiceKey};
 use crate::kit::RecoveryKit;
 use crate::places::Places;
 use crate::settings::Kdf;
+use crate::wholeness::Wholeness;
 
 /// An open repository, shared by everything in the process that reads or writes it.
 pub type SharedRepository = Arc<Repository<Indexed>>;
@@ -124,6 +125,7 @@ pub struct Repositories {
     pub(crate) kdf: KdfCost,
     index_cache: Option<PathBuf>,
     opened: Mutex<HashMap<ProjectId, Arc<OnceCell<SharedRepository>>>>,
+    pub(crate) wholeness: Wholeness,
 }
 
 impl Repositories {
@@ -139,7 +141,16 @@ impl Repositories {
             Kdf::Strong => KdfCost::STANDARD,
             Kdf::Cheap => KdfCost::CHEAP,
         };
-        Self { places, key, store, clock, kdf, index_cache: None, opened: Mutex::default() }
+        Self {
+            places,
+            key,
+            store,
+            clock,
+            kdf,
+            index_cache: None,
+            opened: Mutex::default(),
+            wholeness: Wholeness::default(),
+        }
     }
 
     /// Keeps indexes in files below this directory instead of in memory, for this process

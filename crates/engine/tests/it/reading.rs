@@ -485,3 +485,63 @@ fn every_byte_of_a_restore_is_written_once_however_many_threads_there_are() {
         assert!(target.into_whole() == bytes, "{count} threads");
     }
 }
+
+#[test]
+fn damage_harms_the_backups_that_need_what_is_damaged_until_it_lies_elsewhere() {
+    let (backend, repo) = in_memory();
+    let shared = noise(1, 2 * MIB);
+    let disk = |own: u64| Disk::new([&shared, &noise(own, 2 * MIB)[..], &[0; MIB]].concat());
+    let store = |own, tag| back_up(&repo, &disk(own), None, &store_options(), tag).unwrap().0;
+    let known = |before: &[(PackId, Vec<u8>)]| {
+        let mut all = packs(&*backend);
+        all.retain(|(id, pack)| pack.len() > MIB && before.iter().all(|(other, _)| other != id));
+        all
+    };
+    let one = store(10, "one");
+    let packs_of_one = known(&[]);
+    let two = store(20, "two");
+    let packs_of_two = known(&packs_of_one);
+    // What the second needs of the first's pack is the shared half, in front.
+    assert_eq!((packs_of_one.len(), packs_of_two.len()), (1, 1));
+    let is_whole = |id| repo.is_whole(id, &CancelFlag::new()).unwrap();
+    let damage = |(id, whole): &(PackId, Vec<u8>), at: Option<usize>| {
+        let name = ObjectName::Pack(*id);
+        backend.delete(&name).unwrap();
+        if let Some(at) = at {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            backend.put(&name, &bytes).unwrap();
+        }
+        for damage in verify(&repo).damaged {
+            repo.record_damage(&damage).unwrap();
+        }
+    };
+    assert_eq!((is_whole(one), is_whole(two)), (true, true));
+    // A header that is damaged harms nobody who has the index.
+    damage(&packs_of_two[0], Some(packs_of_two[0].1.len() - 1));
+    assert_eq!((is_whole(one), is_whole(two)), (true, true));
+    assert_restores(&repo, two, &disk(20).bytes);
+    // The end of the first's pack is its own.
+    damage(&packs_of_one[0], Some(packs_of_one[0].1.len() - MIB));
+    assert_eq!((is_whole(one), is_whole(two)), (false, true));
+    assert_restores(&repo, two, &disk(20).bytes);
+    // Gone, it takes the shared half along.
+    damage(&packs_of_one[0], None);
+    assert_eq!((is_whole(one), is_whole(two)), (false, false));
+    for id in [one, two] {
+        assert!(matches!(restore(&repo, id), Err(EngineError::Damaged { .. })));
+    }
+    // Whoever has the same data heals what had it.
+    store(30, "three");
+    assert_eq!((is_whole(one), is_whole(two)), (false, true));
+    assert_restores(&repo, two, &disk(20).bytes);
+    store(10, "one again");
+    assert_eq!((is_whole(one), is_whole(two)), (true, true));
+    assert_restores(&repo, one, &disk(10).bytes);
+    // Without its trees nothing can be had.
+    let trees = packs(&*backend).into_iter().filter(|(_, pack)| pack.len() < MIB);
+    for (id, _) in trees.collect::<Vec<_>>() {
+        backend.delete(&ObjectName::Pack(id)).unwrap();
+    }
+    assert_eq!((is_whole(one), is_whole(two)), (false, false));
+}

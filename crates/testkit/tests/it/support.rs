@@ -1,9 +1,16 @@
 //! What several tests need: disks, requests, and waiting for ends.
 
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
 use kedge_core::checkpoint::{Item, Method};
-use kedge_core::ids::{CheckpointId, ItemId, RestoreId};
+use kedge_core::ids::{CheckpointId, ItemId, ProjectId, RestoreId};
 use kedge_core::resource::{SERVER_TYPE, Server};
 use kedge_core::restore::{Mapping, Pair, Question};
+use kedge_engine::{
+    Backend as _, CancelFlag, NoProgress, ObjectKind, ObjectName, VerifyOptions, VerifyOutcome,
+};
 use kedge_service::error::Error;
 use kedge_service::protect::ProtectRequest;
 use kedge_service::restore::RestoreRequest;
@@ -49,6 +56,45 @@ pub(crate) async fn back_up(harness: &Harness, server: &Server) -> Item {
     let (_, id) = begin_backup(harness, server).await;
     harness.run_jobs_to_their_end().await;
     item(harness, &id).await
+}
+
+/// Backs a server up whose data nobody else has, damages it in the store, and has a
+/// verification find that out.
+pub(crate) async fn back_up_and_damage(harness: &Harness, server: &Server) -> Item {
+    let store = harness.places.store_of(&server.project_id);
+    let packs = || -> BTreeMap<ObjectName, u64> {
+        let listed = store.inner().list(ObjectKind::Pack).unwrap();
+        listed.into_iter().map(|listed| (listed.name, listed.size_bytes)).collect()
+    };
+    let before = packs();
+    let item = back_up(harness, server).await;
+    let new = packs().into_iter().filter(|(name, _)| !before.contains_key(name));
+    let (largest, _) = new.max_by_key(|(_, size_bytes)| *size_bytes).unwrap();
+    damage(harness, &server.project_id, &largest);
+    let found = verify(harness, &server.project_id).await;
+    assert_eq!(found.damaged.len(), 1, "{found:?}");
+    item
+}
+
+/// Flips a bit of the first blob of a pack.
+pub(crate) fn damage(harness: &Harness, project: &ProjectId, pack: &ObjectName) {
+    let store = harness.places.store_of(project);
+    let mut bytes = store.inner().get(pack, u64::MAX).unwrap();
+    bytes[20] ^= 1;
+    store.inner().delete(pack).unwrap();
+    store.inner().put(pack, &bytes).unwrap();
+}
+
+/// Reads the project's repository back and notes what is damaged.
+pub(crate) async fn verify(harness: &Harness, project: &ProjectId) -> VerifyOutcome {
+    let options = VerifyOptions {
+        threads: NonZeroUsize::MIN,
+        cancel: CancelFlag::new(),
+        after: None,
+        bytes_max: u64::MAX,
+    };
+    let repositories = harness.app.repositories();
+    repositories.verify(project, options, Arc::new(NoProgress)).await.unwrap()
 }
 
 pub(crate) async fn item(harness: &Harness, id: &ItemId) -> Item {

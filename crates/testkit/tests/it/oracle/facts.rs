@@ -121,6 +121,18 @@ pub(super) fn restore(world: &World, ask: &Ask) -> (restore::Question, restore::
         held: holder(world.target.held),
         held_volumes: held_volumes(ids, &world.target),
         snapshot,
+        data: match (backup, world.repository) {
+            (None, _) => Fact::Absent,
+            (Some(_), Repository::Unreachable) => {
+                Fact::Unknown { why: Unknown::RepositoryUnreachable }
+            }
+            // Where nothing was ever found damaged, nobody needs the key.
+            (Some(backup), Repository::Up | Repository::KeyGone) => {
+                let is_damaged = backup.snapshot != Snapshot::Present;
+                let value = if is_damaged { restore::Data::Damaged } else { restore::Data::Whole };
+                Fact::Seen { value, at: AT }
+            }
+        },
     };
     (question(ids, world, ask), facts)
 }

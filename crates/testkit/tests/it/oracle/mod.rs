@@ -11,6 +11,7 @@ mod scenario;
 mod stage;
 
 use kedge_core::code::Code;
+use kedge_core::fact::{Fact, Unknown};
 use kedge_core::resource::Content;
 use kedge_core::{protect, restore};
 
@@ -88,8 +89,22 @@ fn without_any_rule_nothing_unseen_becomes_a_plan() {
         let (question, facts) = facts::restore(&world, &ask);
         let all_seen = facts.item.seen().is_some()
             && facts.target.seen().is_some()
-            && facts.snapshot.seen().is_some();
+            && facts.snapshot.seen().is_some()
+            && facts.data.seen() == Some(&restore::Data::Whole);
         assert_eq!(restore::plan_by(&[], &question, &facts).is_ok(), all_seen, "seed {seed}");
+    }
+}
+
+/// While it is being found out whom damage harms, nobody hears yes.
+#[test]
+fn damage_not_located_yet_is_unknown_with_a_code_of_its_own() {
+    let world = |seed| scenario::broken(seed, &[]);
+    for (world, ask) in (0..200).map(world) {
+        let (question, mut facts) = facts::restore(&world, &ask);
+        assert!(restore::plan(&question, &facts).is_ok());
+        facts.data = Fact::Unknown { why: Unknown::DamageNotLocated };
+        let refused = restore::plan(&question, &facts).map(drop).map_err(|no| no.code());
+        assert_eq!(refused, Err(Code::DamageNotLocated));
     }
 }
 

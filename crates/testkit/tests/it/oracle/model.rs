@@ -46,7 +46,7 @@ const fn row<W, A>(
 }
 
 /// docs/csbs-v1.md, `check_restorable`. A row may rely on the rows above it being kept.
-const RESTORE_ROWS: [Row<World, Ask>; 26] = [
+const RESTORE_ROWS: [Row<World, Ask>; 27] = [
     row("1 backup unknown or foreign", "CSBS.3001", |world, ask| {
         let seen = world.backup.as_ref().is_some_and(is_visible);
         !seen || ask.item != ItemRef::Known
@@ -115,6 +115,9 @@ const RESTORE_ROWS: [Row<World, Ask>; 26] = [
         of_backup(world, |backup| backup.snapshot == Snapshot::Missing)
     }),
     row("18e key unavailable", "KEDGE.0008", |world, _| world.repository == Repository::KeyGone),
+    row("18f data damaged", "KEDGE.0013", |world, _| {
+        of_backup(world, |backup| backup.snapshot == Snapshot::Damaged)
+    }),
 ];
 
 /// docs/csbs-v1.md, `check_protectable`.
@@ -313,6 +316,7 @@ mod tests {
             ("18c", "KEDGE.0005", |w, _| w.repository = Repository::Unreachable),
             ("18d", "KEDGE.0006", |w, _| backup(w).snapshot = Snapshot::Missing),
             ("18e", "KEDGE.0008", |w, _| w.repository = Repository::KeyGone),
+            ("18f", "KEDGE.0013", |w, _| backup(w).snapshot = Snapshot::Damaged),
         ]
     }
 
@@ -460,6 +464,7 @@ mod tests {
             B::RepositoryUnreachable => "KEDGE.0005",
             B::SnapshotMissing => "KEDGE.0006",
             B::KeyGone => "KEDGE.0008",
+            B::DataDamaged => "KEDGE.0013",
         }
     }
 
@@ -586,6 +591,7 @@ mod tests {
             [no_disks, "18b destination held"],
             [no_disks, "18b' half-written disk left out"],
             ["18c repository unreachable", "18e key unavailable"],
+            ["18d snapshot missing", "18f data damaged"],
         ];
         assert_eq!(pairs_never_met(&RESTORE_ROWS, &cases), cannot);
     }

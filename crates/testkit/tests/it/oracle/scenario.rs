@@ -126,6 +126,8 @@ pub(crate) enum BackupStatus {
 pub(crate) enum Snapshot {
     Present,
     Missing,
+    /// There, but some of the data it names was found damaged.
+    Damaged,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -249,6 +251,7 @@ pub(crate) struct ProtectAsk {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RestoreBreak {
     DataOntoSystem,
+    DataDamaged,
     KeyGone,
     SnapshotMissing,
     RepositoryUnreachable,
@@ -277,8 +280,9 @@ pub(crate) enum RestoreBreak {
 }
 
 impl RestoreBreak {
-    pub(crate) const ALL: [Self; 26] = [
+    pub(crate) const ALL: [Self; 27] = [
         Self::DataOntoSystem,
+        Self::DataDamaged,
         Self::KeyGone,
         Self::SnapshotMissing,
         Self::RepositoryUnreachable,
@@ -497,6 +501,7 @@ impl<'a> Case<'a> {
         use RestoreBreak as B;
         match rule {
             B::DataOntoSystem => self.send_data_to_the_system_disk(),
+            B::DataDamaged => self.backup.snapshot = Snapshot::Damaged,
             B::KeyGone => self.repository = Repository::KeyGone,
             B::SnapshotMissing => self.backup.snapshot = Snapshot::Missing,
             B::RepositoryUnreachable => self.repository = Repository::Unreachable,

@@ -72,6 +72,8 @@ struct Stage {
     keyless: Harness,
     /// A repository snapshot that exists, for backups whose bytes nobody will read.
     some_item: Item,
+    /// One that names data which was found damaged.
+    damaged_item: Item,
 }
 
 impl Stage {
@@ -80,7 +82,9 @@ impl Stage {
         let keyless = harness.restarted_with_key(Arc::new(ServiceKey::random().unwrap())).await;
         let server = harness.add_server(&[b"a little"]);
         let some_item = crate::support::back_up(&harness, &server).await;
-        Self { harness, keyless, some_item }
+        let own = harness.add_server(&[&disk(0xdead, 700_000)]);
+        let damaged_item = crate::support::back_up_and_damage(&harness, &own).await;
+        Self { harness, keyless, some_item, damaged_item }
     }
 
     /// Stages a case, asks, acts. Whether the answer was yes.
@@ -155,6 +159,7 @@ impl Stage {
         item.snapshot = match backup.snapshot {
             Snapshot::Present => made.snapshot,
             Snapshot::Missing => Some(facts::snapshot_ref()),
+            Snapshot::Damaged => self.damaged_item.snapshot.clone(),
         };
         let project = match backup.owner {
             Owner::Mine => ProjectId::new(PROJECT),

@@ -1,0 +1,116 @@
+//! Damage in a repository: whom it harms hears no, everybody else yes, and the check
+//! never promises what the restore does not keep.
+
+use std::time::Duration;
+
+use kedge_cloud::sim::SimWrite;
+use kedge_core::checkpoint::Item;
+use kedge_core::code::Code;
+use kedge_core::ids::ProjectId;
+use kedge_core::resource::Server;
+use kedge_core::status::ItemStatus;
+use kedge_engine::{Backend as _, BackendError, ObjectKind};
+use kedge_store::RestoreStatus;
+use kedge_testkit::{Harness, PROJECT};
+
+use crate::support::*;
+
+const MIB: usize = 1 << 20;
+
+async fn verdict(harness: &Harness, item: &Item, target: &Server) -> Result<(), Code> {
+    let context = harness.context().await;
+    let asked = harness.app.check_restorable(&context, vec![straight(item, target)]).await;
+    asked.unwrap().remove(0).map(drop).map_err(|no| no.code())
+}
+
+fn assert_untouched(harness: &Harness) {
+    let log = harness.cloud.write_log();
+    let only_locks = log
+        .iter()
+        .all(|entry| matches!(entry.what, SimWrite::Locked { .. } | SimWrite::Unlocked { .. }));
+    assert!(only_locks, "{log:?}");
+}
+
+#[tokio::test]
+async fn damage_turns_a_verdict_at_once_and_a_backup_of_the_same_data_turns_it_back() {
+    let harness = Harness::new().await;
+    let other = harness.add_server(&[&disk(1, MIB)]);
+    let other_item = back_up(&harness, &other).await;
+    let content = disk(2, 3 * MIB);
+    let server = harness.add_server(&[&content]);
+    let harmed = back_up_and_damage(&harness, &server).await;
+
+    assert_eq!(verdict(&harness, &harmed, &server).await, Err(Code::DataDamaged));
+    assert_eq!(verdict(&harness, &other_item, &other).await, Ok(()));
+    harness.cloud.clear_write_log();
+    let refused = begin_restore(&harness, &harmed, straight(&harmed, &server)).await;
+    assert_eq!(refused.unwrap_err().code(), Code::DataDamaged);
+    assert_untouched(&harness);
+
+    // Nothing changed on the disk; what is damaged is stored anew all the same.
+    let healing = back_up(&harness, &server).await;
+    assert_eq!(healing.status, ItemStatus::Available);
+    scramble(&harness, &server);
+    for item in [&harmed, &healing] {
+        assert_eq!(verdict(&harness, item, &server).await, Ok(()));
+        begin_restore(&harness, item, straight(item, &server)).await.unwrap();
+        harness.run_jobs_to_their_end().await;
+        assert!(contents(&harness, &server)[0] == content);
+        scramble(&harness, &server);
+    }
+    assert_eq!(verify(&harness, &server.project_id).await.damaged.len(), 1, "it is still there");
+}
+
+#[tokio::test]
+async fn damage_found_after_a_restore_was_admitted_stops_it_before_its_first_write() {
+    let harness = Harness::new().await;
+    let content = disk(3, 2 * MIB);
+    let server = harness.add_server(&[&content]);
+    let saved = back_up(&harness, &server).await;
+    let restore = begin_restore(&harness, &saved, straight(&saved, &server)).await.unwrap();
+    let store = harness.places.store_of(&server.project_id);
+    let packs = store.inner().list(ObjectKind::Pack).unwrap();
+    let largest = packs.iter().max_by_key(|pack| pack.size_bytes).unwrap();
+    damage(&harness, &server.project_id, &largest.name);
+    verify(&harness, &server.project_id).await;
+    harness.cloud.clear_write_log();
+    harness.run_jobs_to_their_end().await;
+
+    let ended = find_restore(&harness, &restore).await;
+    assert_eq!(ended.status, RestoreStatus::Fail);
+    assert!(ended.reason.contains("damaged"), "{}", ended.reason);
+    assert_untouched(&harness);
+    assert!(contents(&harness, &server)[0] == content);
+    assert_eq!(verdict(&harness, &saved, &server).await, Err(Code::DataDamaged));
+}
+
+#[tokio::test]
+async fn a_mark_nobody_can_read_and_marks_nobody_can_list_are_never_yes() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(5, MIB)]);
+    let own = harness.add_server(&[&disk(6, MIB)]);
+    let saved = back_up(&harness, &server).await;
+    back_up_and_damage(&harness, &own).await;
+    assert_eq!(verdict(&harness, &saved, &server).await, Ok(()));
+
+    let store = harness.places.store_of(&ProjectId::new(PROJECT));
+    let mark = store.inner().list(ObjectKind::Mark).unwrap().remove(0).name;
+    let whole = store.inner().get(&mark, 1 << 20).unwrap();
+    store.inner().delete(&mark).unwrap();
+    assert_eq!(verdict(&harness, &saved, &server).await, Ok(()));
+    let mut flipped = whole.clone();
+    flipped[30] ^= 1;
+    store.inner().put(&mark, &flipped).unwrap();
+    // A process that has not read it before.
+    let harness = harness.restarted().await;
+    assert_eq!(verdict(&harness, &saved, &server).await, Err(Code::DamageNotLocated));
+    store.inner().delete(&mark).unwrap();
+    store.inner().put(&mark, &whole).unwrap();
+    harness.clock.advance(Duration::from_secs(1));
+    assert_eq!(verdict(&harness, &saved, &server).await, Ok(()));
+
+    store.break_with(BackendError::Unreachable { text: "gone".into() });
+    assert_eq!(verdict(&harness, &saved, &server).await, Err(Code::RepositoryUnreachable));
+    store.repair();
+    assert_eq!(verdict(&harness, &saved, &server).await, Ok(()));
+}
