@@ -2,7 +2,7 @@
 # Backs up, restores and verifies the same disks with restic, rustic, borg and Kedge, side by side
 # in one run, and prints one table of medians with the goals beside them.
 #
-#   benches/side-by-side.sh [install|image|run|huge|table|all]
+#   benches/side-by-side.sh [install|image|run|huge|stages|table|all]
 #
 # What it needs is installed by package name (restic's newest Debian package, borgbackup, rustic
 # by cargo); the disks are made from Debian packages and seeded random data. Nothing outside WORK
@@ -50,7 +50,7 @@ install_tools() {
     (cd "$T" && APT_CONFIG=$T/apt-restic/apt.conf apt-get download -qq restic && dpkg -x restic_*.deb "restic-$RESTIC_SUITE")
   fi
   case " $TOOLS " in *" rustic "*) [ -x "$RUSTIC" ] || cargo install rustic-rs --version "$RUSTIC_VERSION" --locked --root "$T/rustic" --target-dir "$T/rustic-target";; esac
-  (cd "$ROOT" && cargo build --locked --release --package kedge-engine --example anchor)
+  (cd "$ROOT" && cargo build --locked --release --package kedge-engine --example anchor --example stages)
 }
 mkapt() { # dir suite: a private apt root with an empty dpkg status (so closures are complete)
   local d=$1 s=$2; mkdir -p "$d"/{lists/partial,archives/partial,etc/parts,etc/prefs,dpkg}; : >"$d/dpkg/status"
@@ -215,12 +215,15 @@ run_huge() { REP=1; fresh; local V=$WORK/huge.raw
 run_many() { REP=1; fresh; $KEDGE init "$REPO"; place A; $KEDGE backup "$REPO" "$SRC" disk
   m kedge-many restore-15 "OWN_COPIES=15 exec $KEDGE restore $REPO disk $RST/x.raw"; for c in 0 7 14; do same "$RST/x.raw.$c" "$IMG/A.raw"; done; rm -rf "$RST" "$REPO"; }
 
+# What the stages cost on this machine, whatever program runs them.
+run_stages() { warm "$IMG/A.raw"; warm "$IMG/B.raw"; "$(dirname "$KEDGE")/stages" "$IMG/A.raw" "$IMG/B.raw" | tee "$OUT.stages"; }
+
 run_all() { rm -f "$OUT" "$OUT.log" "$OUT.bad"
   for REP in $(seq 1 "$REPS"); do for t in $TOOLS; do echo "== $REP/$REPS $t"; "run_$t"; done; done; rm -rf "$REPO" "$RST"; }
 table() { python3 "$ROOT/benches/measure.py" table "$OUT"; }
 
 case ${1:-all} in
-  install) install_tools;; image) mkimages;; run) run_all;; huge) run_huge; run_many;; table) table;;
-  all) install_tools; mkimages; run_all; run_huge; run_many; table;;
-  *) echo "install|image|run|huge|table|all"; exit 2;;
+  install) install_tools;; image) mkimages;; run) run_all;; huge) run_huge; run_many;; stages) run_stages;; table) table;;
+  all) install_tools; mkimages; run_all; run_huge; run_many; run_stages; table;;
+  *) echo "install|image|run|huge|stages|table|all"; exit 2;;
 esac

@@ -12,6 +12,7 @@ use std::time::Duration;
 use kedge_core::job::Lease;
 use kedge_core::protect;
 use kedge_engine::Addressing;
+use kedge_engine::layer::Rates;
 use kedge_service::settings::{Kdf, Limits as ServiceLimits, Settings};
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +44,8 @@ pub(crate) struct Config {
     pub(crate) token_lifetime_secs: u64,
     pub(crate) workers: usize,
     pub(crate) mover_threads: usize,
+    pub(crate) mover_bytes_per_sec: Option<u64>,
+    pub(crate) mover_operations_per_sec: Option<u64>,
     pub(crate) compression_level: i32,
     pub(crate) verify_before_store: bool,
     pub(crate) lease_secs: u64,
@@ -163,6 +166,8 @@ impl Default for Config {
             token_lifetime_secs: settings.token_lifetime.as_secs(),
             workers: settings.workers,
             mover_threads: settings.mover_threads,
+            mover_bytes_per_sec: None,
+            mover_operations_per_sec: None,
             compression_level: settings.compression_level,
             verify_before_store: settings.verify_before_store,
             lease_secs: settings.lease.length.as_secs(),
@@ -468,6 +473,14 @@ impl Config {
         problems.within("token_lifetime_secs", &self.token_lifetime_secs, (60, 30 * 86_400));
         problems.within("workers", &self.workers, (1, 256));
         problems.within("mover_threads", &self.mover_threads, (1, 64));
+        // A chunk of 4 MiB takes 4 s at the least of these, and a mover that waits hears
+        // of nothing.
+        if let Some(rate) = &self.mover_bytes_per_sec {
+            problems.within("mover_bytes_per_sec", rate, (1 << 20, 1 << 40));
+        }
+        if let Some(rate) = &self.mover_operations_per_sec {
+            problems.within("mover_operations_per_sec", rate, (1, 1_000_000));
+        }
         problems.within("compression_level", &self.compression_level, (-7, 19));
         if self.compression_level == 0 {
             problems.add("compression_level", "expected a level other than 0");
@@ -544,6 +557,10 @@ impl Config {
             compression_level: self.compression_level,
             verify_before_store: self.verify_before_store,
             mover_threads: self.mover_threads,
+            mover_rates: Rates {
+                bytes_per_sec: self.mover_bytes_per_sec,
+                operations_per_sec: self.mover_operations_per_sec,
+            },
             kdf: Kdf::Strong,
         }
     }

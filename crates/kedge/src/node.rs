@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Checked, Location};
 use crate::failure::{Failure, OrFail as _};
-use crate::outside::{RandomIds, SystemClock};
+use crate::outside::{RandomIds, SystemClock, SystemPace};
 use crate::{halt, places, private, signals, telemetry};
 
 /// Runs the service until it is told to stop.
@@ -219,6 +219,7 @@ fn wire(config: &Checked, store: &Store, clock: Arc<SystemClock>) -> Result<App,
         ids: Arc::new(RandomIds),
         settings: settings.clone(),
         points: halt::points(),
+        pace: Arc::new(SystemPace),
     }))
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use kedge_core::ids::JobId;
 use kedge_core::ports::{Clock, Cloud, IdSource};
+use kedge_engine::layer::{Bucket, Pace};
 use kedge_store::Store;
 use tokio::sync::Notify;
 
@@ -35,6 +36,8 @@ pub(crate) struct Parts {
     pub(crate) ids: Arc<dyn IdSource>,
     pub(crate) settings: Settings,
     pub(crate) points: Points,
+    /// What movers spend when they touch disks.
+    pub(crate) disk_bucket: Arc<Bucket>,
     /// Jobs this process works on, so that none is ever worked on twice in it.
     pub(crate) running: Mutex<HashMap<JobId, Arc<Attempt>>>,
     /// Rung when a job was enqueued, so that a worker need not poll to be quick.
@@ -60,6 +63,8 @@ pub struct Wiring {
     pub settings: Settings,
     /// Told when a job passes a named point.
     pub points: Points,
+    /// How movers wait that have used up their rates.
+    pub pace: Arc<dyn Pace>,
 }
 
 /// Told when a job passes a named point, such as `restore.marked`: a test that kills or
@@ -94,9 +99,11 @@ impl App {
         let limits = &wiring.settings.limits;
         let lookups =
             Lookups::new(wiring.cloud.clone(), limits.lookups_max, limits.lookups_per_project_max);
+        let disk_bucket = Arc::new(Bucket::new(wiring.settings.mover_rates, wiring.pace));
         Self {
             parts: Arc::new(Parts {
                 lookups,
+                disk_bucket,
                 store: wiring.store,
                 cloud: wiring.cloud,
                 repositories: wiring.repositories,

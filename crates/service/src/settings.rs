@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use kedge_core::job::Lease;
 use kedge_core::protect;
+use kedge_engine::layer::Rates;
 
 /// Settings of the service; the binary fills them from its configuration.
 #[derive(Clone, Debug)]
@@ -24,6 +25,8 @@ pub struct Settings {
     pub verify_before_store: bool,
     /// Threads of one mover.
     pub mover_threads: usize,
+    /// What all movers together may read from and write to disks.
+    pub mover_rates: Rates,
     /// Cost of the key derivation of new repositories.
     pub kdf: Kdf,
 }
@@ -67,6 +70,7 @@ impl Default for Settings {
             compression_level: 2,
             verify_before_store: true,
             mover_threads: 2,
+            mover_rates: Rates::default(),
             kdf: Kdf::Strong,
         }
     }

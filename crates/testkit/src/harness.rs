@@ -23,7 +23,7 @@ use kedge_service::{App, Points, Wiring};
 use kedge_store::Store;
 use zeroize::Zeroizing;
 
-use crate::outside::{ManualClock, MemoryPlaces, SequentialIds};
+use crate::outside::{ManualClock, MemoryPlaces, SequentialIds, WaitedTime};
 
 /// The project most tests work in.
 pub const PROJECT: &str = "3f2b9c1d7a6e4c58b0d1e2f3a4b5c6d7";
@@ -57,6 +57,8 @@ pub struct Harness {
     pub key: Arc<ServiceKey>,
     /// Its ids, but for those of servers and volumes that tests bring.
     pub ids: Arc<SequentialIds>,
+    /// How long its movers would have waited to stay below their rates.
+    pub waited: Arc<WaitedTime>,
     users: UsersSource,
 }
 
@@ -105,8 +107,9 @@ impl Harness {
         let ids = Arc::new(SequentialIds::default());
         let settings = Settings { kdf: Kdf::Cheap, workers: 1, compression_level: 1, ..settings };
         let cloud = Arc::new(sim.clone());
-        let app = wire(&store, cloud, &places, &key, &clock, &ids, &users, settings);
-        Self { app, cloud: sim, store, clock, places, key, ids, users }
+        let waited = Arc::default();
+        let app = wire(&store, cloud, &places, &key, &clock, &ids, &waited, &users, settings);
+        Self { app, cloud: sim, store, clock, places, key, ids, waited, users }
     }
 
     /// The service after a restart of its process: nothing survives but the outside.
@@ -137,7 +140,8 @@ impl Harness {
         };
         let cloud = Arc::new(self.cloud.clone());
         let (places, users) = (&self.places, &self.users);
-        let app = wire(&store, cloud, places, &key, &self.clock, &self.ids, users, settings);
+        let (ids, waited) = (&self.ids, &self.waited);
+        let app = wire(&store, cloud, places, &key, &self.clock, ids, waited, users, settings);
         Self {
             app,
             cloud: self.cloud.clone(),
@@ -146,6 +150,7 @@ impl Harness {
             places: self.places.clone(),
             key,
             ids: self.ids.clone(),
+            waited: self.waited.clone(),
             users: self.users.clone(),
         }
     }
@@ -258,6 +263,7 @@ fn wire(
     key: &Arc<ServiceKey>,
     clock: &Arc<ManualClock>,
     ids: &Arc<SequentialIds>,
+    waited: &Arc<WaitedTime>,
     users: &UsersSource,
     settings: Settings,
 ) -> App {
@@ -285,6 +291,7 @@ fn wire(
         ids: ids.clone(),
         settings,
         points: Points::default(),
+        pace: waited.clone(),
     })
 }
 

@@ -9,4 +9,4 @@ mod outside;
 pub use harness::{
     ADMIN, Harness, MEMBER, OTHER_PROJECT, PASSWORD, PROJECT, READER, STRANGER, Stage, users_text,
 };
-pub use outside::{ManualClock, MemoryPlaces, SequentialIds};
+pub use outside::{ManualClock, MemoryPlaces, SequentialIds, WaitedTime};

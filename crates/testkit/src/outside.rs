@@ -9,7 +9,7 @@ use std::time::Duration;
 use kedge_core::ids::ProjectId;
 use kedge_core::ports::{Clock, IdSource};
 use kedge_core::time::Timestamp;
-use kedge_engine::layer::FaultBackend;
+use kedge_engine::layer::{FaultBackend, Pace};
 use kedge_engine::{Backend, MemoryBackend, ObjectName};
 use kedge_service::places::Places;
 use kedge_service::repositories::RepositoryError;
@@ -50,6 +50,24 @@ impl Clock for ManualClock {
     fn monotonic(&self) -> Duration {
         let elapsed = self.micros.load(Ordering::SeqCst) - self.start_micros;
         Duration::from_micros(u64::try_from(elapsed).unwrap_or(0)) + Duration::from_secs(1_000)
+    }
+}
+
+/// Time that passes by waiting alone: how long movers would have waited.
+#[derive(Debug, Default)]
+pub struct WaitedTime(Mutex<Duration>);
+
+impl Pace for WaitedTime {
+    fn now(&self) -> Duration {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sleep(&self, time: Duration) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) += time;
+    }
+
+    fn jitter(&self) -> f64 {
+        0.5
     }
 }
 

@@ -16,6 +16,7 @@ use kedge_core::ports::ServerRef;
 use kedge_core::protect::{self, Question};
 use kedge_core::resource::{SERVER_TYPE, Volume};
 use kedge_core::time::Timestamp;
+use kedge_engine::layer::ThrottledSource;
 use kedge_engine::{
     EngineError, Session, SnapshotMeta, SnapshotView, StoreOptions, TreeId, VolumeView,
 };
@@ -338,7 +339,9 @@ async fn store_volume(
         let open = cloud.open_snapshot(freeze.of, freeze.name, volume, since.as_ref()).await?;
         let options = store_options(attempt, freeze.protected_at);
         let (session, parent) = (session.clone(), view.clone());
-        let (source, meter) = (DiskSource::whole(open.reader), attempt.meter.clone());
+        let bucket = attempt.parts.disk_bucket.clone();
+        let source = ThrottledSource::new(DiskSource::whole(open.reader), bucket);
+        let meter = attempt.meter.clone();
         if kedge_engine::Source::size_bytes(&source) != backup.source_size_bytes {
             return Err(Trouble::MomentLost(format!("disk {volume} was resized meanwhile")));
         }

@@ -15,6 +15,7 @@ use kedge_core::job::{RestoreState, WasRunning, Work};
 use kedge_core::ports::{CloudError, CloudErrorKind, DiskWriter, ServerRef};
 use kedge_core::resource::{SERVER_TYPE, ServerStatus};
 use kedge_core::restore::{self, Mapping, Question, RestorePlan, VolumeWrite};
+use kedge_engine::layer::{ThrottledSink, ThrottledSource};
 use kedge_engine::{EngineError, ReadOptions, VolumeView};
 use kedge_store::{PowerOn, Restore};
 
@@ -214,7 +215,9 @@ impl Run<'_> {
         let options = ReadOptions { threads: THREADS, cancel: attempt.stop.clone() };
         let (lease, meter) = (attempt.lease.clone(), attempt.meter.clone());
         let (shared, backup) = (repository.clone(), volume.clone());
-        let (sink, reading) = (DiskSink(writer.clone()), options.clone());
+        let bucket = &attempt.parts.disk_bucket;
+        let sink = ThrottledSink::new(DiskSink(writer.clone()), bucket.clone());
+        let reading = options.clone();
         blocking(move || shared.restore_volume(&backup, &sink, &*lease, &reading, &*meter))
             .await
             .map_err(|error| attempt.trouble(error))?;
@@ -227,6 +230,7 @@ impl Run<'_> {
         let cloud = &attempt.parts.cloud;
         let reader = cloud.open_for_read_back(self.of, &write.volume).await?;
         let source = DiskSource::first(reader, write.size_bytes);
+        let source = ThrottledSource::new(source, bucket.clone());
         let (shared, meter) = (repository.clone(), attempt.meter.clone());
         blocking(move || shared.compare_volume(&volume, &source, &options, &*meter))
             .await

@@ -153,3 +153,22 @@ async fn a_lost_catalogue_is_taken_from_the_repository_and_restores() {
     harness.run_jobs_to_their_end().await;
     assert_eq!(contents(&harness, &server)[0], content);
 }
+
+/// Movers leave the disks to the guests: what they read, write and read back takes its
+/// time, all of them together.
+#[tokio::test]
+async fn movers_stay_below_their_rates() {
+    const MIB: usize = 1 << 20;
+    let mover_rates =
+        kedge_engine::layer::Rates { bytes_per_sec: Some(1 << 20), operations_per_sec: None };
+    let settings = kedge_service::settings::Settings { mover_rates, ..Default::default() };
+    let harness = Harness::with(settings).await;
+    let server = harness.add_server(&[&disk(1, 3 * MIB), &disk(2, 2 * MIB)]);
+    let waited = || kedge_engine::layer::Pace::now(&*harness.waited).as_secs_f64();
+    let saved = back_up(&harness, &server).await;
+    // The last tenth of a second is saved up before.
+    assert!((4.8..5.1).contains(&waited()), "{}", waited());
+    begin_restore(&harness, &saved, straight(&saved, &server)).await.unwrap();
+    harness.run_jobs_to_their_end().await;
+    assert!((14.6..15.1).contains(&waited()), "{}", waited());
+}
