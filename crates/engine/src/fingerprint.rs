@@ -3,9 +3,9 @@
 //! Beside a volume's list lies a keyed value of 80 bits for each of its chunks that is not
 //! all zero. A chunk that still has its fingerprint keeps its blob, at a fraction of what
 //! hashing it would cost. Without the repository's master key nobody can find two chunks
-//! of one fingerprint, and that is proved, not believed: two sums of products (NH, from
-//! UMAC), POLYVAL (RFC 8452) over them and AES over that keep different chunks different
-//! but with a probability of 2^-80; see ADR 16.
+//! of one fingerprint: two sums of products (NH, from UMAC), POLYVAL (RFC 8452) over them
+//! and AES over that keep any two different chunks different but with a probability of
+//! 2^-80, by theorems about random keys rather than for want of attacks; see ADR 16.
 //!
 //! Invariant: a fingerprint is compared only with the one of the same chunk in the parent,
 //! and never names a blob.

@@ -54,8 +54,8 @@ pub(crate) enum MarkFile {
 pub struct PackDamage {
     /// The pack.
     pub pack: PackId,
-    /// Its damaged blobs; of a pack damaged as a whole they need not be known.
-    pub blobs: Vec<BlobId>,
+    /// Its damaged blobs; `None` where that is not known, so that all must be taken for it.
+    pub blobs: Option<Vec<BlobId>>,
     /// Whether nothing in the pack can be relied on: it is missing, cut short, or has a
     /// header that says something else than the index.
     pub whole: bool,
@@ -82,12 +82,22 @@ impl MarkCache {
     /// Reads all marks. One that is replaced while they are listed is seen, or its
     /// successor is.
     pub(crate) fn load(&self, vault: &Vault) -> Result<StoredMarks, EngineError> {
+        self.load_and(vault, |_| {})
+    }
+
+    /// The same. `tell` hears them before anybody can read newer ones.
+    fn load_and(
+        &self,
+        vault: &Vault,
+        tell: impl FnOnce(&StoredMarks),
+    ) -> Result<StoredMarks, EngineError> {
         let mut known = self.known();
         let mut listed = None;
         for _ in 0..READ_TRIES {
             let present = list(vault)?;
             if listed.as_ref() == Some(&present) {
                 known.files.retain(|id, _| present.contains(id));
+                tell(&known);
                 return Ok(known.clone());
             }
             known.unreadable.clear();
@@ -133,7 +143,45 @@ pub(crate) fn store(vault: &Vault, file: &MarkFile) -> Result<MarkId, EngineErro
     Ok(mark)
 }
 
+impl PackDamage {
+    /// Whether who knows this learns nothing new from `other` about the same pack.
+    fn says(&self, other: &Self) -> bool {
+        let has_blobs = match (&self.blobs, &other.blobs) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(known), Some(others)) => others.iter().all(|blob| known.contains(blob)),
+        };
+        (self.whole || !other.whole) && has_blobs
+    }
+}
+
 impl StoredMarks {
+    /// What was found damaged, with the mark that says so.
+    pub(crate) fn damage(&self) -> impl Iterator<Item = (MarkId, &PackDamage)> {
+        self.files.iter().filter_map(|(id, file)| match &**file {
+            MarkFile::Damaged(damage) => Some((*id, damage)),
+            MarkFile::Condemned { .. } | MarkFile::Awaited { .. } | MarkFile::Gone { .. } => None,
+        })
+    }
+
+    /// Packs that were removed and must not be believed in.
+    pub(crate) fn gone(&self) -> impl Iterator<Item = PackId> {
+        self.files
+            .values()
+            .flat_map(|file| match &**file {
+                MarkFile::Gone { packs } => packs.as_slice(),
+                MarkFile::Condemned { .. } | MarkFile::Awaited { .. } | MarkFile::Damaged(_) => &[],
+            })
+            .copied()
+    }
+
+    /// Fails when a mark cannot be read: it may speak of any pack.
+    pub(crate) fn require_sound(&self) -> Result<(), EngineError> {
+        match self.unreadable.first() {
+            Some((id, what)) => Err(EngineError::damaged(ObjectName::Mark(*id), what.clone())),
+            None => Ok(()),
+        }
+    }
     /// What they say together.
     pub(crate) fn merged(&self) -> Marks {
         let mut marks = Marks::default();
@@ -143,11 +191,12 @@ impl StoredMarks {
                     marks.condemned.extend(packs);
                 }
                 MarkFile::Awaited { .. } => {}
-                MarkFile::Damaged(damage) if damage.whole => {
+                MarkFile::Damaged(damage) if damage.whole || damage.blobs.is_none() => {
                     marks.damaged_packs.insert(damage.pack);
                 }
                 MarkFile::Damaged(damage) => {
-                    marks.damaged_blobs.extend(damage.blobs.iter().map(|id| (damage.pack, *id)));
+                    let blobs = damage.blobs.iter().flatten();
+                    marks.damaged_blobs.extend(blobs.map(|id| (damage.pack, *id)));
                 }
             }
         }
@@ -163,14 +212,8 @@ impl Repository<Indexed> {
     pub fn record_damage(&self, damage: &PackDamage) -> Result<(), EngineError> {
         let stored = self.state.marks.load(&self.vault)?;
         let is_known = stored.files.values().any(|file| match &**file {
-            MarkFile::Damaged(known) if known.pack == damage.pack => {
-                let has = |blob| known.blobs.contains(blob);
-                known.whole || (!damage.whole && damage.blobs.iter().all(has))
-            }
-            MarkFile::Damaged(_)
-            | MarkFile::Condemned { .. }
-            | MarkFile::Awaited { .. }
-            | MarkFile::Gone { .. } => false,
+            MarkFile::Damaged(known) => known.pack == damage.pack && known.says(damage),
+            MarkFile::Condemned { .. } | MarkFile::Awaited { .. } | MarkFile::Gone { .. } => false,
         });
         if !is_known {
             store(&self.vault, &MarkFile::Damaged(damage.clone()))?;
@@ -181,28 +224,36 @@ impl Repository<Indexed> {
     /// The damage recorded so far, by pack.
     pub fn list_damage(&self) -> Result<Vec<PackDamage>, EngineError> {
         let stored = self.read_marks()?;
-        let damage = |file: &Arc<MarkFile>| match &**file {
-            MarkFile::Damaged(damage) => Some(damage.clone()),
-            MarkFile::Condemned { .. } | MarkFile::Awaited { .. } | MarkFile::Gone { .. } => None,
-        };
-        let mut found: Vec<_> = stored.files.values().filter_map(damage).collect();
+        let mut found: Vec<_> = stored.damage().map(|(_, damage)| damage.clone()).collect();
         found.sort_by(|a, b| (a.pack, &a.blobs).cmp(&(b.pack, &b.blobs)));
         Ok(found)
     }
 
+    /// Takes marks back that a verification refuted: it read all of the packs they speak
+    /// of and found them sound.
+    pub fn lift_damage(&self, refuted: &[MarkId]) -> Result<(), EngineError> {
+        for mark in refuted {
+            self.vault.delete(&ObjectName::Mark(*mark))?;
+        }
+        self.read_marks().map(drop)
+    }
+
+    /// Whether anything is recorded as damaged. A mark that cannot be read is an error.
+    pub fn has_damage(&self) -> Result<bool, EngineError> {
+        let stored = self.read_marks()?;
+        stored.require_sound()?;
+        Ok(stored.damage().next().is_some())
+    }
+
     /// Reads all marks and tells the index.
     pub(crate) fn read_marks(&self) -> Result<StoredMarks, EngineError> {
-        let stored = self.state.marks.load(&self.vault)?;
-        self.state.index.set_marks(stored.merged());
-        Ok(stored)
+        let index = &self.state.index;
+        self.state.marks.load_and(&self.vault, |stored| index.set_marks(stored.merged()))
     }
 
     /// Fails when a mark cannot be read: it may condemn any pack. Readers need not mind.
     pub(crate) fn require_sound_marks(&self) -> Result<(), EngineError> {
-        match self.state.marks.load(&self.vault)?.unreadable.into_iter().next() {
-            Some((id, what)) => Err(EngineError::damaged(ObjectName::Mark(id), what)),
-            None => Ok(()),
-        }
+        self.state.marks.load(&self.vault)?.require_sound()
     }
 }
 
@@ -255,7 +306,7 @@ mod tests {
         let condemned = MarkFile::Condemned { packs: vec![one], suspects: vec![two] };
         let mark = store(&vault, &condemned).unwrap();
         store(&vault, &MarkFile::Awaited { mark, sessions: vec!["a".into()] }).unwrap();
-        let damage = PackDamage { pack: two, blobs: vec![], whole: true, what: "missing".into() };
+        let damage = PackDamage { pack: two, blobs: None, whole: true, what: "missing".into() };
         store(&vault, &MarkFile::Damaged(damage)).unwrap();
         vault.backend.put(&ObjectName::Mark(MarkId([9; 32])), b"torn").unwrap();
         let stored = cache.load(&vault).unwrap();

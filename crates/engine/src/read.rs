@@ -12,7 +12,6 @@ use crate::{
     id::{BlobId, SnapshotId, TreeId},
     index::Location,
     list::{BlobIds, BlobList, Entry},
-    marks::PackDamage,
     repository::{Indexed, Repository},
     snapshot::Snapshot,
     stream,
@@ -239,47 +238,67 @@ impl Repository<Indexed> {
         root: TreeId,
         cancel: &CancelFlag,
     ) -> Result<(), EngineError> {
-        self.require_blobs(root, cancel, |_, id| self.state.index.contains(BlobKind::Data, id))
+        self.visit_blobs(
+            root,
+            cancel,
+            |_| true,
+            |_, blob| {
+                let is_known = self.state.index.contains(BlobKind::Data, blob)?;
+                if is_known { Ok(()) } else { Err(missing(blob)) }
+            },
+        )
     }
 
-    /// Whether everything that restoring a snapshot's volumes takes can be had, as far as that is
-    /// known without reading data: its trees can be read, and every blob is listed by a
-    /// pack in which nobody found it damaged. Index and marks are refreshed. An error,
-    /// that of a mark nobody can read included, says that it is not known.
+    /// Whether everything that restoring a snapshot's volumes takes can be had, as far as
+    /// that is known without reading data: its trees can be read, and every blob is listed
+    /// by a pack in which nobody found it damaged. Index and marks are refreshed. An error
+    /// says that it is not known: that of a mark or an index object nobody can read, too.
     pub fn is_whole(&self, id: SnapshotId, cancel: &CancelFlag) -> Result<bool, EngineError> {
-        self.refresh()?;
-        self.require_sound_marks()?;
-        let damage = self.list_damage()?;
-        let in_pack = |damage: &PackDamage| {
-            let pack = damage.pack;
-            damage.blobs.clone().into_iter().map(move |blob| (pack, blob))
-        };
-        let harmed: HashSet<_> = damage.iter().flat_map(in_pack).collect();
-        let can_be_had = |node: &Node, id| {
-            // Zeroes are written without their blob, and what lies beside volumes not at all.
-            let is_zero = Zeroes::of_volume(node.size).len_of(id).is_some();
-            if is_zero || node.name != VOLUME_FILE {
-                return Ok(true);
+        let marks = self.read_marks()?;
+        self.state.index.refresh(&self.vault)?;
+        marks.require_sound()?;
+        let mut lost_packs: HashSet<_> = marks.gone().collect();
+        let mut lost_blobs = HashSet::new();
+        for (_, damage) in marks.damage() {
+            match &damage.blobs {
+                Some(blobs) => lost_blobs.extend(blobs.iter().map(|blob| (damage.pack, *blob))),
+                None => drop(lost_packs.insert(damage.pack)),
             }
-            let places = self.state.index.find_all(BlobKind::Data, id)?;
-            Ok(places.iter().any(|place| !harmed.contains(&(place.pack, id))))
+        }
+        let is_volume = |node: &Node| node.name == VOLUME_FILE;
+        let require = |zeroes: &Zeroes, blob| {
+            // Zeroes are written without their blob.
+            if zeroes.len_of(blob).is_some() {
+                return Ok(());
+            }
+            let places = self.state.index.find_all(BlobKind::Data, blob)?;
+            let can_be_had = places.iter().any(|place| {
+                !lost_packs.contains(&place.pack) && !lost_blobs.contains(&(place.pack, blob))
+            });
+            if can_be_had { Ok(()) } else { Err(missing(blob)) }
         };
-        let complete = self
+        let visited = self
             .get_snapshot(id)
-            .and_then(|snapshot| self.require_blobs(snapshot.tree, cancel, can_be_had));
-        match complete {
-            Ok(()) => Ok(true),
-            Err(EngineError::Damaged { .. } | EngineError::SnapshotNotFound(_)) => Ok(false),
-            Err(error) => Err(error),
+            .and_then(|snapshot| self.visit_blobs(snapshot.tree, cancel, is_volume, require));
+        match (visited, self.damaged_index_objects().into_iter().next()) {
+            (Ok(()), _) => Ok(true),
+            // What it lists may be just what is missing.
+            (Err(EngineError::Damaged { .. }), Some((object, what))) => {
+                Err(EngineError::damaged(ObjectName::Index(object), what))
+            }
+            (Err(EngineError::Damaged { .. } | EngineError::SnapshotNotFound(_)), _) => Ok(false),
+            (Err(error), _) => Err(error),
         }
     }
 
-    /// Fails unless `has` says so of every blob of data below a tree, each with its node.
-    fn require_blobs(
+    /// Shows `visit` the blobs of data below a tree, of those files that are wanted. It
+    /// hears by which blobs a file's zeroes may be expressed.
+    fn visit_blobs(
         &self,
         root: TreeId,
         cancel: &CancelFlag,
-        has: impl Fn(&Node, BlobId) -> Result<bool, EngineError>,
+        is_wanted: impl Fn(&Node) -> bool,
+        visit: impl Fn(&Zeroes, BlobId) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
         let mut seen = HashSet::from([root]);
         let mut open = vec![root];
@@ -287,20 +306,25 @@ impl Repository<Indexed> {
             cancel.check()?;
             for node in self.load_tree(id)?.nodes {
                 open.extend(node.subtree.filter(|subtree| seen.insert(*subtree)));
-                for blob in node.content.iter().flat_map(BlobList::entries) {
-                    let blob = match blob {
-                        Entry::Zeroes(_) => zero_block_id(),
-                        Entry::Data(id) => id,
-                    };
-                    if !has(&node, blob)? {
-                        let what = format!("{} is missing", blob_name(BlobKind::Data, blob));
-                        return Err(EngineError::damaged(format!("tree {id}"), what));
+                let Some(content) = node.content.as_ref().filter(|_| is_wanted(&node)) else {
+                    continue;
+                };
+                let zeroes = Zeroes::of_volume(node.size);
+                for entry in content.entries() {
+                    cancel.check()?;
+                    match entry {
+                        Entry::Zeroes(_) => visit(&zeroes, zero_block_id())?,
+                        Entry::Data(blob) => visit(&zeroes, blob)?,
                     }
                 }
             }
         }
         Ok(())
     }
+}
+
+fn missing(blob: BlobId) -> EngineError {
+    EngineError::damaged(blob_name(BlobKind::Data, blob), "missing")
 }
 
 pub(crate) fn blob_name(kind: BlobKind, id: BlobId) -> String {

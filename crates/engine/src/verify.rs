@@ -26,7 +26,7 @@ use crate::{
     check::Problem,
     control::{CancelFlag, Progress},
     error::EngineError,
-    id::{IndexId, PackId, sha256},
+    id::{IndexId, MarkId, PackId, sha256},
     index,
     marks::PackDamage,
     pack::{self, HEADER_LENGTH_BYTES, PackEntry, PackedBlob},
@@ -40,7 +40,7 @@ use crate::{
 /// How much is verified, and how.
 #[derive(Clone, Debug)]
 pub struct VerifyOptions {
-    /// How many processors are used. Each, and one more, holds a pack of some 17 MiB.
+    /// How many processors are used. Each, and a few more, holds some 4 MiB of a pack.
     pub threads: NonZeroUsize,
     /// Ends the walk early; the outcome says where.
     pub cancel: CancelFlag,
@@ -68,6 +68,9 @@ pub struct VerifyOutcome {
     pub read_bytes: u64,
     /// Damaged packs, in the order of their ids.
     pub damaged: Vec<PackDamage>,
+    /// Marks of damage in packs that were read whole and are sound; see
+    /// [`Repository::lift_damage`].
+    pub refuted: Vec<MarkId>,
     /// What is wrong with keys, index objects, snapshots, marks. All of them are read in
     /// every walk, since they are few.
     pub problems: Vec<Problem>,
@@ -164,9 +167,19 @@ impl Repository<Indexed> {
         progress: &dyn Progress,
     ) -> Result<VerifyOutcome, EngineError> {
         let packs = catalogue.packs.iter().map(|(id, listed)| (*id, listed.bytes));
+        let mut marked: HashMap<PackId, Vec<MarkId>> = HashMap::new();
+        for (mark, damage) in self.state.marks.load(&self.vault)?.damage() {
+            marked.entry(damage.pack).or_default().push(mark);
+        }
+        let marked = &marked;
         walk(packs.collect(), options, outcome, progress, || {
             let mut reader = PackReader::new(&self.vault)?;
-            Ok(move |id, _, work: &Work<'_>| reader.verify(catalogue, id, work))
+            Ok(move |id, _, work: &Work<'_>| {
+                let (mut verdict, is_sound) = reader.verify(catalogue, id, work)?;
+                let marks = marked.get(&id).filter(|_| is_sound);
+                verdict.refuted = marks.cloned().unwrap_or_default();
+                Ok(verdict)
+            })
         })
     }
 }
@@ -189,6 +202,8 @@ struct Verdict {
     blobs: u64,
     read_bytes: u64,
     damage: Option<PackDamage>,
+    /// Marks that say otherwise of a sound pack.
+    refuted: Vec<MarkId>,
 }
 
 /// Verifies packs in the order of their ids. `begin` makes what a thread keeps.
@@ -223,6 +238,7 @@ where
             verified.blobs += verdict.blobs;
             verified.read_bytes += verdict.read_bytes;
             verified.damaged.extend(verdict.damage);
+            verified.refuted.extend(verdict.refuted);
             drop(verified);
             progress.advance(size);
         }
@@ -258,10 +274,9 @@ fn hash_pack(
     piece: &mut Vec<u8>,
 ) -> Result<Verdict, EngineError> {
     let name = ObjectName::Pack(id);
-    let mut verdict = Verdict { blobs: 0, read_bytes: 0, damage: None };
-    let damage = |what: &str| {
-        Some(PackDamage { pack: id, blobs: Vec::new(), whole: true, what: what.into() })
-    };
+    let mut verdict = Verdict { blobs: 0, read_bytes: 0, damage: None, refuted: Vec::new() };
+    let damage =
+        |what: &str| Some(PackDamage { pack: id, blobs: None, whole: true, what: what.into() });
     let mut hash = Sha256::new();
     while verdict.read_bytes < size {
         let len = PIECE_BYTES.min(size - verdict.read_bytes);
@@ -349,7 +364,7 @@ impl PackCatalogue {
     pub(crate) fn misfits(&self) -> Vec<PackDamage> {
         let misfit = |(id, listed): (&PackId, &ListedPack)| {
             let what = self.what_is_wrong_with_size(*id, *listed)?;
-            Some(PackDamage { pack: *id, blobs: Vec::new(), whole: true, what })
+            Some(PackDamage { pack: *id, blobs: None, whole: true, what })
         };
         let mut misfits: Vec<_> = self.packs.iter().filter_map(misfit).collect();
         misfits.sort_unstable_by_key(|damage| damage.pack);
@@ -406,12 +421,13 @@ impl<'a> PackReader<'a> {
         Ok(Self { vault, decoder, window })
     }
 
+    /// The second says whether the pack was read whole and is sound.
     fn verify(
         &mut self,
         catalogue: &PackCatalogue,
         id: PackId,
         work: &Work<'_>,
-    ) -> Result<Verdict, EngineError> {
+    ) -> Result<(Verdict, bool), EngineError> {
         self.window.is_loaded = false;
         self.window.read_bytes = 0;
         let listed = catalogue.packs.get(&id).copied();
@@ -429,9 +445,12 @@ impl<'a> PackReader<'a> {
             }
         }
         let whole = what.is_some();
+        let mut are_listed = true;
         if whole {
             // Which blobs can still be had is what the index says about them.
-            blobs = load_blobs(self.vault, listed.object, id)?;
+            let listed = load_blobs(self.vault, listed.object, id)?;
+            are_listed = listed.is_some();
+            blobs = listed.unwrap_or_default();
         }
         let mut damaged = Vec::new();
         for run in runs(&blobs) {
@@ -449,12 +468,17 @@ impl<'a> PackReader<'a> {
                 }
             }
         }
+        let damaged = are_listed.then_some(damaged);
         let damage = what.map(|what| PackDamage { pack: id, blobs: damaged, whole, what });
         if damage.is_some() && self.is_pruned(&name, listed.object)? {
-            return Ok(Verdict { blobs: 0, read_bytes: self.window.read_bytes, damage: None });
+            let read_bytes = self.window.read_bytes;
+            let refuted = Vec::new();
+            return Ok((Verdict { blobs: 0, read_bytes, damage: None, refuted }, false));
         }
         let read_bytes = self.window.read_bytes;
-        Ok(Verdict { blobs: blobs.len() as u64, read_bytes, damage })
+        let is_sound = damage.is_none();
+        let refuted = Vec::new();
+        Ok((Verdict { blobs: blobs.len() as u64, read_bytes, damage, refuted }, is_sound))
     }
 
     /// Whether a prune has taken the pack out of the index, and then from the store,
@@ -581,14 +605,18 @@ fn runs(blobs: &[PackedBlob]) -> impl Iterator<Item = &[PackedBlob]> {
     })
 }
 
-/// The blobs an index object lists for a pack.
-fn load_blobs(vault: &Vault, object: IndexId, id: PackId) -> Result<Vec<PackedBlob>, EngineError> {
+/// The blobs an index object lists for a pack; `None` when the object does not tell.
+fn load_blobs(
+    vault: &Vault,
+    object: IndexId,
+    id: PackId,
+) -> Result<Option<Vec<PackedBlob>>, EngineError> {
     match index::load_object(vault, object) {
         Ok(packs) => {
             let of_pack = packs.into_iter().find(|pack| pack.id == id);
-            Ok(of_pack.map(|pack| pack.blobs).unwrap_or_default())
+            Ok(of_pack.map(|pack| pack.blobs))
         }
-        Err(EngineError::Damaged { .. }) => Ok(Vec::new()),
+        Err(EngineError::Damaged { .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }

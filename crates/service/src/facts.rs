@@ -6,7 +6,6 @@
 //! what does not exist.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -25,6 +24,7 @@ use kedge_store::{Holders, StoreError};
 
 use crate::app::Parts;
 use crate::repositories::RepositoryError;
+use crate::wholeness::{Answer, Judged};
 
 /// Who asks for facts.
 #[derive(Clone, Copy, Debug)]
@@ -202,32 +202,49 @@ impl Parts {
             return HashMap::new();
         }
         let ids: Vec<SnapshotId> = named.iter().map(|(_, id)| *id).collect();
-        let has_damage = AtomicBool::new(false);
-        let asked = self.repositories.data_of(project, &ids, &has_damage);
-        let at = self.clock.now();
-        let facts: Vec<Fact<Data>> = match tokio::time::timeout(time_left, asked).await {
-            Ok(Ok(data)) => data.into_iter().map(|value| Fact::Seen { value, at }).collect(),
-            Ok(Err(error)) => {
+        let began = self.clock.monotonic();
+        let judging = self.repositories.judge_data(project, &ids);
+        let judged = match tokio::time::timeout(time_left, judging).await {
+            Ok(judged) => judged.map_err(|error| {
                 tracing::warn!(project.id = ?project, "data cannot be judged: {error}");
+                error.unknown()
+            }),
+            Err(_elapsed) => Err(Unknown::RepositoryUnreachable),
+        };
+        let time_left = time_left.saturating_sub(self.clock.monotonic().saturating_sub(began));
+        let all =
+            |fact: Fact<Data>| named.iter().map(|(id, _)| (id.clone(), fact.clone())).collect();
+        match judged {
+            Ok(Judged::Whole) => all(Fact::Seen { value: Data::Whole, at: self.clock.now() }),
+            Ok(Judged::Walked(answers)) => {
+                let facts = answers.into_iter().map(|answer| self.data_fact(answer, time_left));
+                let items = named.iter().map(|(item, _)| item.clone());
+                items.zip(join_all(facts).await).collect()
+            }
+            Ok(Judged::Unreadable(error)) => {
+                tracing::error!(project.id = ?project, "whom damage harms cannot be told: {error}");
+                all(Fact::Unknown { why: Unknown::DamageNotLocated })
+            }
+            Err(why) => all(Fact::Unknown { why }),
+        }
+    }
+
+    async fn data_fact(&self, answer: Answer, time_left: Duration) -> Fact<Data> {
+        match tokio::time::timeout(time_left, answer).await {
+            Ok(Ok(value)) => Fact::Seen { value, at: self.clock.now() },
+            Ok(Err(error)) => {
+                tracing::warn!("the data of a backup cannot be judged: {error}");
                 let why = match &*error {
-                    // A mark nobody can read may speak of any data.
-                    RepositoryError::Engine(EngineError::Damaged { .. }) => {
-                        Unknown::DamageNotLocated
-                    }
+                    // What cannot be read may be what the backup needs, or not.
+                    RepositoryError::Engine(
+                        EngineError::Damaged { .. } | EngineError::Cancelled,
+                    ) => Unknown::DamageNotLocated,
                     other => other.unknown(),
                 };
-                vec![Fact::Unknown { why }; ids.len()]
+                Fact::Unknown { why }
             }
-            Err(_elapsed) => {
-                let is_our_work = has_damage.load(Ordering::Relaxed);
-                let why = match is_our_work {
-                    true => Unknown::DamageNotLocated,
-                    false => Unknown::RepositoryUnreachable,
-                };
-                vec![Fact::Unknown { why }; ids.len()]
-            }
-        };
-        named.into_iter().map(|(item, _)| item).zip(facts).collect()
+            Err(_elapsed) => Fact::Unknown { why: Unknown::DamageNotLocated },
+        }
     }
 
     /// A snapshot that is not there is absent, with or without the key; one that is there

@@ -28,7 +28,8 @@ impl Repositories {
     }
 
     /// Verifies every blob, and records what is damaged, so that nothing relies on it any
-    /// more and the next backup that has it stores it anew.
+    /// more and the next backup that has it stores it anew. What is sound again is relied
+    /// on again.
     pub async fn verify(
         &self,
         project: &ProjectId,
@@ -40,6 +41,9 @@ impl Repositories {
             let outcome = repository.verify(&options, &*progress)?;
             for damage in &outcome.damaged {
                 repository.record_damage(damage)?;
+            }
+            if !outcome.refuted.is_empty() {
+                repository.lift_damage(&outcome.refuted)?;
             }
             Ok(outcome)
         })

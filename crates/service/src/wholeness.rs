@@ -1,28 +1,40 @@
 //! Whether the data of backups is whole, as far as anybody knows. Every verdict asks.
 //!
-//! A repository without marks was never found damaged: that costs one listing. Where there
-//! are marks, the lists of each backup asked about are walked once and the answer is kept
-//! until marks or index objects are others. A walk goes on when whoever asked first has
-//! stopped waiting, so the next one finds its answer.
+//! Where nothing is recorded as damaged, that costs a listing of marks. Else the lists of
+//! each backup asked about are walked once, and the answer is kept until the marks are
+//! others. A walk goes on when whoever asked first has stopped waiting, so the next one
+//! finds its answer.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt as _;
-use futures::future::{BoxFuture, Shared, join_all};
+use futures::future::{BoxFuture, Shared};
 use kedge_core::ids::ProjectId;
 use kedge_core::restore::Data;
-use kedge_engine::{CancelFlag, EngineError, ObjectKind, ObjectName, SnapshotId};
+use kedge_engine::{CancelFlag, EngineError, ObjectKind, SnapshotId};
 use tokio::sync::Semaphore;
 
 use crate::repositories::{Repositories, RepositoryError, SharedRepository, blocking};
 
 /// Walks at a time: each holds the list of a volume in memory.
-const WALKS_MAX: usize = 2;
+const WALKS_MAX: usize = 4;
+/// Of which one project may have so many, so that a slow store of one leaves others theirs.
+const WALKS_PER_PROJECT_MAX: usize = 1;
 
-type Answer = Shared<BoxFuture<'static, Result<Data, Arc<RepositoryError>>>>;
+/// What a walk says once it has ended.
+pub(crate) type Answer = Shared<BoxFuture<'static, Result<Data, Arc<RepositoryError>>>>;
+
+/// What is known of a repository's data before any of it is looked at.
+pub(crate) enum Judged {
+    /// Nothing is recorded as damaged.
+    Whole,
+    /// Something is, and these walks find out whom it harms; one per snapshot asked about.
+    Walked(Vec<Answer>),
+    /// A record of damage cannot be read: it may speak of anything.
+    Unreadable(EngineError),
+}
 
 /// What is known of damage in the repositories of all projects.
 pub(crate) struct Wholeness {
@@ -30,10 +42,20 @@ pub(crate) struct Wholeness {
     walks: Arc<Semaphore>,
 }
 
-/// Answers that hold while a repository has these marks and index objects.
+type Names = Arc<BTreeSet<String>>;
+
+/// Answers that hold while a repository has these marks.
 struct Known {
-    objects: BTreeSet<String>,
-    answers: HashMap<SnapshotId, Answer>,
+    marks: Names,
+    answers: HashMap<SnapshotId, Begun>,
+    share: Arc<Semaphore>,
+    cancel: CancelFlag,
+}
+
+/// A walk, and the index objects there were when it began.
+struct Begun {
+    index: Names,
+    answer: Answer,
 }
 
 impl fmt::Debug for Wholeness {
@@ -48,37 +70,77 @@ impl Default for Wholeness {
     }
 }
 
+impl Known {
+    fn new(marks: Names) -> Self {
+        let share = Arc::new(Semaphore::new(WALKS_PER_PROJECT_MAX));
+        Self { marks, answers: HashMap::new(), share, cancel: CancelFlag::new() }
+    }
+
+    /// Forgets what need not hold any more: failures, and damage that a backup since may
+    /// have healed. What is whole stays so while the marks are the same.
+    fn forget_passed(&mut self, index: &Names) {
+        self.answers.retain(|_, begun| match begun.answer.clone().now_or_never() {
+            None | Some(Ok(Data::Whole)) => true,
+            Some(Ok(Data::Damaged)) => begun.index == *index,
+            Some(Err(_)) => false,
+        });
+    }
+}
+
+/// Walks nobody may ask about any more end soon.
+impl Drop for Known {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
 impl Wholeness {
     /// The answers for these snapshots, begun where nobody has asked yet.
     fn answers(
         &self,
         repository: &SharedRepository,
         project: &ProjectId,
-        objects: BTreeSet<String>,
+        objects: Objects,
         ids: &[SnapshotId],
     ) -> Vec<Answer> {
+        let Objects { marks, index } = objects;
         let mut projects = self.projects.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = projects
-            .entry(project.clone())
-            .or_insert_with(|| Known { objects: BTreeSet::new(), answers: HashMap::new() });
-        if known.objects != objects {
-            *known = Known { objects, answers: HashMap::new() };
+        let known =
+            projects.entry(project.clone()).or_insert_with(|| Known::new(Arc::clone(&marks)));
+        if known.marks != marks {
+            *known = Known::new(marks);
         }
-        // What failed is asked again.
-        known.answers.retain(|_, answer| !matches!(answer.peek(), Some(Err(_))));
-        let begin = |id: SnapshotId| walk(Arc::clone(repository), Arc::clone(&self.walks), id);
+        known.forget_passed(&index);
+        let Known { answers, share, cancel, .. } = known;
+        let begin = |id: SnapshotId| Begun {
+            index: Arc::clone(&index),
+            answer: walk(
+                Arc::clone(repository),
+                [Arc::clone(share), Arc::clone(&self.walks)],
+                cancel.clone(),
+                id,
+            ),
+        };
         let mut answer =
-            |id: &SnapshotId| known.answers.entry(*id).or_insert_with(|| begin(*id)).clone();
+            |id: &SnapshotId| answers.entry(*id).or_insert_with(|| begin(*id)).answer.clone();
         ids.iter().map(&mut answer).collect()
     }
 }
 
 /// A task of its own: it does not end with whoever waits for it.
-fn walk(repository: SharedRepository, walks: Arc<Semaphore>, id: SnapshotId) -> Answer {
+fn walk(
+    repository: SharedRepository,
+    turns: [Arc<Semaphore>; 2],
+    cancel: CancelFlag,
+    id: SnapshotId,
+) -> Answer {
     let walking = tokio::spawn(async move {
         let closed = |_| RepositoryError::Failed("nobody may walk any more".to_owned());
-        let _permit = walks.acquire().await.map_err(closed)?;
-        blocking(move || repository.is_whole(id, &CancelFlag::new())).await
+        let [share, walks] = &turns;
+        // The project's own turn first, so that nobody waits with another's in hand.
+        let _own = share.acquire().await.map_err(closed)?;
+        let _of_all = walks.acquire().await.map_err(closed)?;
+        blocking(move || repository.is_whole(id, &cancel)).await
     });
     let data = |is_whole| if is_whole { Data::Whole } else { Data::Damaged };
     let ended = move |ended: Result<Result<bool, RepositoryError>, tokio::task::JoinError>| {
@@ -88,44 +150,108 @@ fn walk(repository: SharedRepository, walks: Arc<Semaphore>, id: SnapshotId) -> 
     walking.map(ended).boxed().shared()
 }
 
+/// The names of a repository's marks and index objects.
+struct Objects {
+    marks: Names,
+    index: Names,
+}
+
 impl Repositories {
-    /// What is known of the data of these snapshots, in their order. Raises
-    /// `has_damage` before it begins to look for what damage there harms: from then on
-    /// the repository has answered and the rest is our own work.
-    pub(crate) async fn data_of(
+    /// What is known of the data of these snapshots.
+    pub(crate) async fn judge_data(
         &self,
         project: &ProjectId,
         ids: &[SnapshotId],
-        has_damage: &AtomicBool,
-    ) -> Result<Vec<Data>, Arc<RepositoryError>> {
-        let objects = self.marks_and_index(project).await.map_err(Arc::new)?;
-        if objects.is_empty() {
-            return Ok(vec![Data::Whole; ids.len()]);
+    ) -> Result<Judged, RepositoryError> {
+        let Some(objects) = self.marks_and_index(project).await? else {
+            return Ok(Judged::Whole);
+        };
+        let repository = self.get(project).await?;
+        let asked = Arc::clone(&repository);
+        match blocking(move || asked.has_damage()).await {
+            Ok(false) => Ok(Judged::Whole),
+            Ok(true) => {
+                let answers = self.wholeness.answers(&repository, project, objects, ids);
+                Ok(Judged::Walked(answers))
+            }
+            Err(RepositoryError::Engine(error @ EngineError::Damaged { .. })) => {
+                Ok(Judged::Unreadable(error))
+            }
+            Err(error) => Err(error),
         }
-        has_damage.store(true, Ordering::Relaxed);
-        let repository = self.get(project).await.map_err(Arc::new)?;
-        let answers = self.wholeness.answers(&repository, project, objects, ids);
-        join_all(answers).await.into_iter().collect()
     }
 
-    /// The names of all marks and index objects; none where there are no marks.
+    /// `None` where there are no marks: that needs no key.
     async fn marks_and_index(
         &self,
         project: &ProjectId,
-    ) -> Result<BTreeSet<String>, RepositoryError> {
+    ) -> Result<Option<Objects>, RepositoryError> {
         let backend = self.places.backend(project)?;
         blocking(move || {
             let list = |kind| {
-                let listed = backend.list(kind).map_err(EngineError::List)?;
-                Ok::<_, EngineError>(listed.into_iter().map(|listed| listed.name))
+                let listed = backend.list(kind).map_err(EngineError::List)?.into_iter();
+                Ok::<_, EngineError>(listed.map(|one| one.name.to_string()).collect())
             };
-            let text = |name: ObjectName| name.to_string();
-            let mut objects: BTreeSet<String> = list(ObjectKind::Mark)?.map(text).collect();
-            if !objects.is_empty() {
-                objects.extend(list(ObjectKind::Index)?.map(text));
+            let marks: BTreeSet<String> = list(ObjectKind::Mark)?;
+            if marks.is_empty() {
+                return Ok(None);
             }
-            Ok(objects)
+            let index = list(ObjectKind::Index)?;
+            Ok(Some(Objects { marks: Arc::new(marks), index: Arc::new(index) }))
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::future::{pending, ready};
+
+    use super::*;
+
+    fn names(names: &[&str]) -> Names {
+        Arc::new(names.iter().map(|name| (*name).to_owned()).collect())
+    }
+
+    fn id(digit: char) -> SnapshotId {
+        digit.to_string().repeat(64).parse().unwrap()
+    }
+
+    fn begun(
+        index: &Names,
+        answer: BoxFuture<'static, Result<Data, Arc<RepositoryError>>>,
+    ) -> Begun {
+        Begun { index: Arc::clone(index), answer: answer.shared() }
+    }
+
+    /// Nobody need wait for a walk that ended: it is polled when it is asked about.
+    #[test]
+    fn new_index_objects_may_heal_what_was_damaged_and_harm_nothing_that_was_whole() {
+        let (old, new) = (names(&["index/1"]), names(&["index/1", "index/2"]));
+        let mut known = Known::new(names(&["mark"]));
+        let failed = Arc::new(RepositoryError::Failed("a store that hiccuped".to_owned()));
+        let answers = [
+            ('1', ready(Ok(Data::Whole)).boxed()),
+            ('2', ready(Ok(Data::Damaged)).boxed()),
+            ('3', ready(Err(failed)).boxed()),
+            ('4', pending().boxed()),
+        ];
+        for (digit, answer) in answers {
+            known.answers.insert(id(digit), begun(&old, answer));
+        }
+        known.answers.insert(id('5'), begun(&new, ready(Ok(Data::Damaged)).boxed()));
+        known.forget_passed(&new);
+        let mut kept: Vec<_> = known.answers.keys().copied().collect();
+        kept.sort_unstable();
+        assert_eq!(kept, ['1', '4', '5'].map(id));
+    }
+
+    #[test]
+    fn walks_under_other_marks_are_cancelled() {
+        let cancel = {
+            let known = Known::new(names(&["mark"]));
+            known.cancel.clone()
+        };
+        assert!(cancel.is_cancelled());
     }
 }

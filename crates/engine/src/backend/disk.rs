@@ -206,15 +206,20 @@ fn write_direct(file: &mut File, bytes: &[u8]) -> io::Result<usize> {
     outcome
 }
 
-fn write_blocks(file: &mut File, blocks: &[u8]) -> io::Result<usize> {
+fn write_blocks(file: &mut impl Write, blocks: &[u8]) -> io::Result<usize> {
     let mut written = 0;
     while written < blocks.len() {
         match file.write(&blocks[written..]) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(more) => written += more,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            // A device with larger blocks, or a write that ended within one.
-            Err(error) if error.kind() == ErrorKind::InvalidInput => break,
+            // A device with larger blocks, a write that ended within one, or a file
+            // system that finds out only now that it knows no such way.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) =>
+            {
+                break;
+            }
             Err(error) => return Err(error),
         }
     }
@@ -225,6 +230,42 @@ fn write_blocks(file: &mut File, blocks: &[u8]) -> io::Result<usize> {
 mod tests {
     use super::*;
     use crate::pages::PageBuffer;
+
+    /// Answers as it was told to, and takes what it says it took.
+    struct Scripted(Vec<io::Result<usize>>, Vec<u8>);
+
+    impl Write for Scripted {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let answer = self.0.remove(0);
+            self.1.extend(answer.iter().flat_map(|taken| &bytes[..*taken]));
+            answer
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_disk_that_refuses_the_direct_way_keeps_what_it_took_and_leaves_the_rest() {
+        let blocks: Vec<u8> = (0..=255).cycle().take(4 * PAGE_BYTES).collect();
+        let refused = |kind: ErrorKind| Err(io::Error::from(kind));
+        let interrupted = || refused(ErrorKind::Interrupted);
+        for kind in [ErrorKind::InvalidInput, ErrorKind::Unsupported] {
+            for taken in [0, PAGE_BYTES, PAGE_BYTES + 7] {
+                let mut answers = vec![interrupted(), Ok(taken), interrupted(), refused(kind)];
+                answers.retain(|answer| !matches!(answer, Ok(0)));
+                let mut disk = Scripted(answers, Vec::new());
+                assert_eq!(write_blocks(&mut disk, &blocks).unwrap(), taken);
+                assert_eq!(disk.1, blocks[..taken]);
+            }
+        }
+        let mut full = Scripted(vec![Ok(PAGE_BYTES), refused(ErrorKind::StorageFull)], Vec::new());
+        let error = write_blocks(&mut full, &blocks).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::StorageFull);
+        let mut whole = Scripted(vec![Ok(PAGE_BYTES), Ok(3 * PAGE_BYTES)], Vec::new());
+        assert_eq!(write_blocks(&mut whole, &blocks).unwrap(), blocks.len());
+    }
 
     #[test]
     fn bytes_are_written_whole_whatever_their_length_and_place() {

@@ -400,7 +400,7 @@ impl Run<'_> {
                 self.permit()?;
                 self.repository.record_damage(&PackDamage {
                     pack: copy.pack,
-                    blobs: damaged,
+                    blobs: Some(damaged),
                     whole: false,
                     what: "found while it was copied".into(),
                 })?;

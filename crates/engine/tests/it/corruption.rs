@@ -219,12 +219,8 @@ impl Worlds {
         let pack =
             |name: &ObjectName| if let ObjectName::Pack(id) = name { Some(*id) } else { None };
         let gone = old.iter().find_map(|(name, _)| pack(name));
-        let damage = PackDamage {
-            pack: gone.unwrap(),
-            blobs: Vec::new(),
-            whole: true,
-            what: "missing".into(),
-        };
+        let damage =
+            PackDamage { pack: gone.unwrap(), blobs: None, whole: true, what: "missing".into() };
         repo.record_damage(&damage).unwrap();
         std::mem::forget(begin(&repo).unwrap());
         (objects_of(&backend), snapshots, old)

@@ -139,7 +139,7 @@ fn an_unchanged_list_whose_zero_blob_is_not_sound_is_stored_anew() {
     let zero = BlobId::from_str("07854d2fef297a06ba81685e660c332de36d5d18d546927d30daad6d7fda1541");
     for listed in backend.list(ObjectKind::Pack).unwrap() {
         let ObjectName::Pack(pack) = listed.name else { continue };
-        let blobs = vec![zero.clone().unwrap()];
+        let blobs = Some(vec![zero.clone().unwrap()]);
         let damage = PackDamage { pack, blobs, whole: false, what: "flipped".into() };
         repo.record_damage(&damage).unwrap();
     }

@@ -244,7 +244,7 @@ fn damaged_blobs_are_stored_anew_and_their_pack_goes_when_nothing_in_it_is_misse
     // Which of the two the byte is in depends on which thread was first.
     for blob in [first, second] {
         let what = "flipped".into();
-        let damage = PackDamage { pack: id, blobs: vec![blob], whole: false, what };
+        let damage = PackDamage { pack: id, blobs: Some(vec![blob]), whole: false, what };
         repo.record_damage(&damage).unwrap();
         repo.record_damage(&damage).unwrap();
     }

@@ -283,22 +283,23 @@ fn verifying_names_the_damaged_pack_and_blobs_and_no_others() {
             bytes
         };
         // In a blob: that blob, and the pack is good for the rest.
-        let PackDamage { blobs, whole: is_whole, .. } = replace(Some(&flipped(40)));
-        assert_eq!((blobs.len(), is_whole), (1, false));
+        let blobs = |damage: &PackDamage| damage.blobs.as_ref().unwrap().len();
+        let damage = replace(Some(&flipped(40)));
+        assert_eq!((blobs(&damage), damage.whole), (1, false));
         // In the header or its length: no blob is harmed.
         for at in [whole.len() - 1, whole.len() - 5] {
-            let PackDamage { blobs, whole: is_whole, .. } = replace(Some(&flipped(at)));
-            assert_eq!((blobs.len(), is_whole), (0, true));
+            let damage = replace(Some(&flipped(at)));
+            assert_eq!((blobs(&damage), damage.whole), (0, true));
         }
         // Cut short: all but the blobs before the cut.
         let cut = replace(Some(&whole[..whole.len() / 2]));
-        assert!(cut.whole && !cut.blobs.is_empty());
+        assert!(cut.whole && blobs(&cut) > 0);
         let (other, bytes) = all.iter().find(|(other, _)| other != id).unwrap();
         let swapped = replace(Some(bytes));
-        assert!(swapped.whole && !swapped.blobs.is_empty(), "swapped with {other}");
+        assert!(swapped.whole && blobs(&swapped) > 0, "swapped with {other}");
         let gone = replace(None);
         assert!(gone.whole && gone.what == "missing", "{gone:?}");
-        assert!(gone.blobs.len() >= cut.blobs.len());
+        assert!(blobs(&gone) >= blobs(&cut));
         backend.put(&name, whole).unwrap();
     }
     assert_clean(&repo);
@@ -501,7 +502,6 @@ fn damage_harms_the_backups_that_need_what_is_damaged_until_it_lies_elsewhere() 
     let packs_of_one = known(&[]);
     let two = store(20, "two");
     let packs_of_two = known(&packs_of_one);
-    // What the second needs of the first's pack is the shared half, in front.
     assert_eq!((packs_of_one.len(), packs_of_two.len()), (1, 1));
     let is_whole = |id| repo.is_whole(id, &CancelFlag::new()).unwrap();
     let damage = |(id, whole): &(PackId, Vec<u8>), at: Option<usize>| {
@@ -521,10 +521,37 @@ fn damage_harms_the_backups_that_need_what_is_damaged_until_it_lies_elsewhere() 
     damage(&packs_of_two[0], Some(packs_of_two[0].1.len() - 1));
     assert_eq!((is_whole(one), is_whole(two)), (true, true));
     assert_restores(&repo, two, &disk(20).bytes);
-    // The end of the first's pack is its own.
-    damage(&packs_of_one[0], Some(packs_of_one[0].1.len() - MIB));
-    assert_eq!((is_whole(one), is_whole(two)), (false, true));
-    assert_restores(&repo, two, &disk(20).bytes);
+    // Worse damage of the same pack is news.
+    damage(&packs_of_two[0], None);
+    assert_eq!((is_whole(one), is_whole(two)), (true, false));
+    // Put back and read again, it is as good as it was.
+    backend.put(&ObjectName::Pack(packs_of_two[0].0), &packs_of_two[0].1).unwrap();
+    let refuted = verify(&repo).refuted;
+    assert_eq!(refuted.len(), 2);
+    repo.lift_damage(&refuted).unwrap();
+    assert_eq!((repo.has_damage().unwrap(), is_whole(two)), (false, true));
+    // Of what nobody knows which blobs it harms, all count as harmed.
+    let what = "read by somebody without the key".into();
+    let unknown = PackDamage { pack: packs_of_two[0].0, blobs: None, whole: true, what };
+    repo.record_damage(&unknown).unwrap();
+    assert_eq!((is_whole(one), is_whole(two)), (true, false));
+    repo.lift_damage(&verify(&repo).refuted).unwrap();
+    assert_eq!((is_whole(one), is_whole(two)), (true, true));
+    // Whoever needs the one blob that is damaged is harmed, and nobody else.
+    let blobs_of = |id| volume(&repo, id).unwrap().blobs().iter().collect::<Vec<_>>();
+    let (of_one, of_two) = (blobs_of(one), blobs_of(two));
+    let mut harmed_two = 0;
+    for chunk in 0..8 {
+        damage(&packs_of_one[0], Some(chunk * CHUNK + CHUNK / 2));
+        let harmed = repo.list_damage().unwrap().remove(0).blobs.unwrap()[0];
+        let expected = (!of_one.contains(&harmed), !of_two.contains(&harmed));
+        assert_eq!((is_whole(one), is_whole(two)), expected);
+        harmed_two += usize::from(!expected.1);
+        backend.delete(&ObjectName::Pack(packs_of_one[0].0)).unwrap();
+        backend.put(&ObjectName::Pack(packs_of_one[0].0), &packs_of_one[0].1).unwrap();
+        repo.lift_damage(&verify(&repo).refuted).unwrap();
+    }
+    assert_eq!(harmed_two, 4, "half of it is shared");
     // Gone, it takes the shared half along.
     damage(&packs_of_one[0], None);
     assert_eq!((is_whole(one), is_whole(two)), (false, false));
@@ -538,6 +565,18 @@ fn damage_harms_the_backups_that_need_what_is_damaged_until_it_lies_elsewhere() 
     store(10, "one again");
     assert_eq!((is_whole(one), is_whole(two)), (true, true));
     assert_restores(&repo, one, &disk(10).bytes);
+    // Index objects nobody can read leave it open.
+    let indexes = backend.list(ObjectKind::Index).unwrap();
+    let (first, bytes) = (indexes[0].name, backend.get(&indexes[0].name, 1 << 20).unwrap());
+    for listed in &indexes {
+        backend.delete(&listed.name).unwrap();
+        backend.put(&listed.name, b"nonsense").unwrap();
+    }
+    let anew = open(Arc::clone(&backend) as Arc<dyn Backend>).unwrap();
+    let unknown = anew.is_whole(one, &CancelFlag::new());
+    assert!(matches!(unknown, Err(EngineError::Damaged { .. })), "{unknown:?}");
+    backend.delete(&first).unwrap();
+    backend.put(&first, &bytes).unwrap();
     // Without its trees nothing can be had.
     let trees = packs(&*backend).into_iter().filter(|(_, pack)| pack.len() < MIB);
     for (id, _) in trees.collect::<Vec<_>>() {

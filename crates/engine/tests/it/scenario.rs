@@ -421,7 +421,7 @@ fn verify(repo: &Repo, backend: &dyn Backend) -> Result<(), EngineError> {
     match packs.iter().map(|listed| listed.name).min() {
         Some(ObjectName::Pack(pack)) => {
             let what = "a reader was mistaken".into();
-            repo.record_damage(&PackDamage { pack, blobs: Vec::new(), whole: true, what })
+            repo.record_damage(&PackDamage { pack, blobs: None, whole: true, what })
         }
         Some(_) | None => Ok(()),
     }

@@ -111,9 +111,9 @@ impl Walk<'_> {
             total.problems.into_iter().map(|problem| (problem.object, problem.what)).collect();
         for damage in &total.damaged {
             let object = ObjectName::Pack(damage.pack).to_string();
-            let what = match (damage.whole, damage.blobs.len()) {
-                (true, _) | (false, 0) => damage.what.clone(),
-                (false, count) => format!("{} ({count} blobs)", damage.what),
+            let what = match (damage.whole, &damage.blobs) {
+                (true, _) | (false, None) => damage.what.clone(),
+                (false, Some(blobs)) => format!("{} ({} blobs)", damage.what, blobs.len()),
             };
             wrong.push((object, what));
         }
@@ -137,6 +137,7 @@ fn add_up(total: &mut VerifyOutcome, slice: VerifyOutcome) {
     total.blobs += slice.blobs;
     total.read_bytes += slice.read_bytes;
     total.damaged.extend(slice.damaged);
+    total.refuted.extend(slice.refuted);
     for problem in slice.problems {
         if !total.problems.contains(&problem) {
             total.problems.push(problem);
