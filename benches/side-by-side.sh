@@ -216,7 +216,8 @@ run_many() { REP=1; fresh; $KEDGE init "$REPO"; place A; $KEDGE backup "$REPO" "
   m kedge-many restore-15 "OWN_COPIES=15 exec $KEDGE restore $REPO disk $RST/x.raw"; for c in 0 7 14; do same "$RST/x.raw.$c" "$IMG/A.raw"; done; rm -rf "$RST" "$REPO"; }
 
 # What the stages cost on this machine, whatever program runs them.
-run_stages() { warm "$IMG/A.raw"; warm "$IMG/B.raw"; "$(dirname "$KEDGE")/stages" "$IMG/A.raw" "$IMG/B.raw" | tee "$OUT.stages"; }
+run_stages() { local S; S=$(dirname "$KEDGE")/stages; warm "$IMG/A.raw"; warm "$IMG/B.raw"
+  { "$S" "$IMG/A.raw" "$IMG/B.raw"; taskset -c 0 "$S" "$IMG/A.raw" "$IMG/B.raw"; } | tee "$OUT.stages"; }
 
 run_all() { rm -f "$OUT" "$OUT.log" "$OUT.bad"
   for REP in $(seq 1 "$REPS"); do for t in $TOOLS; do echo "== $REP/$REPS $t"; "run_$t"; done; done; rm -rf "$REPO" "$RST"; }

@@ -17,7 +17,7 @@ use std::{
     error::Error,
     fs::{self, File, OpenOptions},
     num::NonZeroUsize,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
     process::ExitCode,
     sync::Arc,
@@ -31,7 +31,7 @@ use kedge_engine::{
     SnapshotMeta, Source, SourceError, StoreOptions, Timestamp, VerifyOptions, VolumeView,
 };
 use rustix::{
-    fs::{Advice, SeekFrom},
+    fs::{Advice, OFlags, SeekFrom},
     io::Errno,
 };
 
@@ -176,12 +176,12 @@ fn restore_one(repository: &Arc<Repository<Indexed>>, name: &str, out: &str) -> 
     }
     let file = OpenOptions::new().read(true).write(true).create_new(true).open(out)?;
     file.set_len(volume.size_bytes())?;
-    let target = NewFile(file);
+    let target = NewFile { direct: open_direct(out), file };
     let report = repository.restore_volume(&volume, &target, &OpenGate, &options, &NoProgress)?;
     println!("{report:?}");
     if number("OWN_READBACK", 0)? == 1 {
-        target.0.sync_all()?;
-        rustix::fs::fadvise(&target.0, 0, None, Advice::DontNeed)?;
+        target.file.sync_all()?;
+        rustix::fs::fadvise(&target.file, 0, None, Advice::DontNeed)?;
         let written = Image::open(out)?;
         let report = repository.compare_volume(&volume, &written, &options, &NoProgress)?;
         println!("{report:?}");
@@ -279,13 +279,33 @@ impl Source for Image {
     }
 }
 
-/// A file that was just made: all of it is a hole.
-struct NewFile(File);
+/// A file that was just made: all of it is a hole. Written as a disk of `local` is.
+struct NewFile {
+    file: File,
+    /// The same file, past the page cache.
+    direct: Option<File>,
+}
+
+const BLOCK_BYTES: usize = 4096;
+
+fn open_direct(path: &str) -> Option<File> {
+    let direct = i32::try_from(OFlags::DIRECT.bits()).ok()?;
+    OpenOptions::new().write(true).custom_flags(direct).open(path).ok()
+}
 
 impl Sink for NewFile {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), SinkError> {
-        self.0
-            .write_all_at(bytes, offset)
+        let mut written = 0;
+        if let Some(direct) = &self.direct
+            && bytes.as_ptr().align_offset(BLOCK_BYTES) == 0
+            && offset.is_multiple_of(BLOCK_BYTES as u64)
+        {
+            let blocks = bytes.len() / BLOCK_BYTES * BLOCK_BYTES;
+            // Where that is not possible all is written as usual.
+            written = direct.write_at(&bytes[..blocks], offset).unwrap_or(0);
+        }
+        self.file
+            .write_all_at(&bytes[written..], offset + written as u64)
             .map_err(|error| SinkError { retryable: false, text: error.to_string() })
     }
 

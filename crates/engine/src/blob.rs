@@ -1,6 +1,6 @@
 //! One blob on its way into a pack and back: zstd, then the seal.
 
-use std::io::{Cursor, Seek, SeekFrom};
+use std::io::{self, Cursor, Seek, SeekFrom};
 
 use zstd::bulk::{Compressor, Decompressor};
 
@@ -8,6 +8,7 @@ use crate::{
     crypto::{IV_BYTES, Key, SEAL_BYTES},
     error::EngineError,
     id::BlobId,
+    pages::PageBuffer,
 };
 
 /// What a blob holds. A data blob and a tree blob of equal bytes are different blobs.
@@ -137,18 +138,20 @@ pub(crate) enum BlobFault {
     WrongHash,
 }
 
-/// Opens blobs into buffers it keeps.
+/// Opens blobs into buffers it keeps. What it opened begins at a page, for those who
+/// write it past the page cache.
 pub(crate) struct Decoder {
     decompressor: Decompressor<'static>,
-    opened: Vec<u8>,
-    plain: Vec<u8>,
+    opened: PageBuffer,
+    plain: PageBuffer,
 }
 
 impl Decoder {
     pub(crate) fn new() -> Result<Self, EngineError> {
         let decompressor = Decompressor::new()
             .map_err(|error| EngineError::bug(format!("zstd cannot decompress: {error}")))?;
-        Ok(Self { decompressor, opened: Vec::new(), plain: Vec::new() })
+        let (opened, plain) = (PageBuffer::default(), PageBuffer::default());
+        Ok(Self { decompressor, opened, plain })
     }
 
     /// The plain bytes. Never more memory than `shape` says.
@@ -158,17 +161,29 @@ impl Decoder {
         sealed: &[u8],
         shape: Shape,
     ) -> Result<&[u8], BlobFault> {
-        key.open_into(sealed, &mut self.opened).map_err(|_| BlobFault::NotAuthentic)?;
+        self.opened.make_room(sealed.len());
+        self.opened
+            .append(|opened| key.open_onto(sealed, opened))
+            .map_err(|_| BlobFault::NotAuthentic)?;
         if shape.uncompressed_length == 0 {
-            return Ok(&self.opened);
+            return Ok(self.opened.as_slice());
         }
         let length = shape.uncompressed_length as usize;
-        self.plain.clear();
-        self.plain.reserve(length);
-        match self.decompressor.decompress_to_buffer(&self.opened, &mut self.plain) {
-            Ok(written) if written == length => Ok(&self.plain),
+        self.plain.make_room(length);
+        match self.decompress() {
+            Ok(written) if written == length => Ok(self.plain.as_slice()),
             Ok(_) | Err(_) => Err(BlobFault::NotCompressed),
         }
+    }
+
+    /// Appends what was opened to what is plain, as far as there is room; says how much.
+    fn decompress(&mut self) -> io::Result<usize> {
+        let compressed = self.opened.as_slice();
+        self.plain.append(|plain| {
+            let mut tail = Cursor::new(plain);
+            tail.seek(SeekFrom::End(0))?;
+            self.decompressor.decompress_to_buffer(compressed, &mut tail)
+        })
     }
 
     /// The plain bytes, whose hash is `id`.
@@ -217,7 +232,7 @@ mod tests {
         let mut decoder = Decoder::new().unwrap();
         let shape = Shape { length, uncompressed_length: 1000 };
         assert_eq!(decoder.decode(&key(), &sealed, shape), Err(BlobFault::NotCompressed));
-        assert!(decoder.plain.capacity() < 1 << 20);
+        assert!(decoder.plain.capacity() < 1 << 14);
     }
 
     #[test]

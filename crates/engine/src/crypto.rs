@@ -117,13 +117,13 @@ impl Key {
         Ok(sealed)
     }
 
-    /// Replaces `out` by the plain form of `sealed`.
-    pub(crate) fn open_into(&self, sealed: &[u8], out: &mut Vec<u8>) -> Result<(), NotAuthentic> {
+    /// Appends the plain form of `sealed` to `out`; nothing if it is not authentic.
+    pub(crate) fn open_onto(&self, sealed: &[u8], out: &mut Vec<u8>) -> Result<(), NotAuthentic> {
         let (iv, rest) = sealed.split_first_chunk::<IV_BYTES>().ok_or(NotAuthentic)?;
         let (cipher, tag) = rest.split_last_chunk::<TAG_BYTES>().ok_or(NotAuthentic)?;
         let mut keystream = self.cipher(iv);
         let mut tagger = self.tagger(iv);
-        out.clear();
+        let before = out.len();
         out.reserve(cipher.len());
         for piece in cipher.chunks(PIECE_BYTES) {
             tagger.update(piece);
@@ -135,13 +135,13 @@ impl Key {
         if equal_in_constant_time(&computed, tag) {
             return Ok(());
         }
-        out.clear();
+        out.truncate(before);
         Err(NotAuthentic)
     }
 
     pub(crate) fn open(&self, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, NotAuthentic> {
         let mut plain = Zeroizing::new(Vec::new());
-        self.open_into(sealed, &mut plain)?;
+        self.open_onto(sealed, &mut plain)?;
         Ok(plain)
     }
 

@@ -35,6 +35,11 @@ impl PageBuffer {
         self.bytes.len() - self.start
     }
 
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     pub(crate) fn as_slice(&self) -> &[u8] {
         &self.bytes[self.start..]
     }
