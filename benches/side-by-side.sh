@@ -153,6 +153,8 @@ SRC=$WORK/src/disk.raw; SRC2=$WORK/src2/disk.raw
 
 run_limit() { fresh; warm "$IMG/A.raw"
   m limit cp-sparse   "exec cp --sparse=always $IMG/A.raw $RST/x.raw"; sync; rm -f "$RST"/*
+  m limit cp-synced   "cp --sparse=always $IMG/A.raw $RST/x.raw && sync $RST/x.raw"; rm -f "$RST"/*
+  m limit dd-direct   "exec dd if=$IMG/A.raw of=$RST/x.raw bs=512K oflag=direct conv=sparse status=none"; rm -f "$RST"/*
   m limit read-cached "exec dd if=$IMG/A.raw of=/dev/null bs=4M status=none"; }
 run_restic() { local R="exec $RESTIC -q -r $REPO"
   fresh; $RESTIC -q -r "$REPO" init; place A

@@ -176,13 +176,14 @@ fn restore_one(repository: &Arc<Repository<Indexed>>, name: &str, out: &str) -> 
     }
     let file = OpenOptions::new().read(true).write(true).create_new(true).open(out)?;
     file.set_len(volume.size_bytes())?;
-    let target = NewFile { direct: open_direct(out), file };
+    let target = NewFile { direct: past_cache(OpenOptions::new().write(true), out), file };
     let report = repository.restore_volume(&volume, &target, &OpenGate, &options, &NoProgress)?;
     println!("{report:?}");
     if number("OWN_READBACK", 0)? == 1 {
         target.file.sync_all()?;
         rustix::fs::fadvise(&target.file, 0, None, Advice::DontNeed)?;
-        let written = Image::open(out)?;
+        let direct = past_cache(OpenOptions::new().read(true), out);
+        let written = Image { direct, ..Image::open(out)? };
         let report = repository.compare_volume(&volume, &written, &options, &NoProgress)?;
         println!("{report:?}");
     }
@@ -211,6 +212,8 @@ fn check(repo: &str) -> Outcome {
 struct Image {
     file: File,
     size_bytes: u64,
+    /// The same file, past the page cache, to be read back.
+    direct: Option<File>,
     /// What changed, as sorted starts and ends; `None` when that is not known.
     changes: Option<Vec<(u64, u64)>>,
 }
@@ -219,7 +222,7 @@ impl Image {
     fn open(path: &str) -> Result<Self, Box<dyn Error>> {
         let file = File::open(path)?;
         let size_bytes = file.metadata()?.len();
-        Ok(Self { file, size_bytes, changes: None })
+        Ok(Self { file, size_bytes, direct: None, changes: None })
     }
 
     fn with_changes(path: &str, extents: &str) -> Result<Self, Box<dyn Error>> {
@@ -275,7 +278,12 @@ impl Source for Image {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), SourceError> {
-        self.file.read_exact_at(buf, offset).map_err(failure)
+        let mut read = 0;
+        if let Some(direct) = &self.direct {
+            let blocks = whole_blocks(buf, offset);
+            read = direct.read_at(&mut buf[..blocks], offset).unwrap_or(0);
+        }
+        self.file.read_exact_at(&mut buf[read..], offset + read as u64).map_err(failure)
     }
 }
 
@@ -288,22 +296,26 @@ struct NewFile {
 
 const BLOCK_BYTES: usize = 4096;
 
-fn open_direct(path: &str) -> Option<File> {
+fn past_cache(options: &mut OpenOptions, path: &str) -> Option<File> {
     let direct = i32::try_from(OFlags::DIRECT.bits()).ok()?;
-    OpenOptions::new().write(true).custom_flags(direct).open(path).ok()
+    options.custom_flags(direct).open(path).ok()
+}
+
+/// How many bytes can go past the page cache.
+fn whole_blocks(bytes: &[u8], offset: u64) -> usize {
+    let is_at_block =
+        bytes.as_ptr().align_offset(BLOCK_BYTES) == 0 && offset.is_multiple_of(BLOCK_BYTES as u64);
+    if is_at_block { bytes.len() / BLOCK_BYTES * BLOCK_BYTES } else { 0 }
 }
 
 impl Sink for NewFile {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), SinkError> {
-        let mut written = 0;
-        if let Some(direct) = &self.direct
-            && bytes.as_ptr().align_offset(BLOCK_BYTES) == 0
-            && offset.is_multiple_of(BLOCK_BYTES as u64)
-        {
-            let blocks = bytes.len() / BLOCK_BYTES * BLOCK_BYTES;
-            // Where that is not possible all is written as usual.
-            written = direct.write_at(&bytes[..blocks], offset).unwrap_or(0);
-        }
+        let blocks = &bytes[..whole_blocks(bytes, offset)];
+        // Where there is no such way all is written as usual.
+        let written = match &self.direct {
+            Some(direct) => direct.write_at(blocks, offset).unwrap_or(0),
+            None => 0,
+        };
         self.file
             .write_all_at(&bytes[written..], offset + written as u64)
             .map_err(|error| SinkError { retryable: false, text: error.to_string() })

@@ -31,6 +31,15 @@ impl PageBuffer {
         self.bytes.resize(self.start, 0);
     }
 
+    /// So many bytes to be overwritten; what they hold is of no meaning.
+    pub(crate) fn of_len(&mut self, len: usize) -> &mut [u8] {
+        if self.start + len > self.bytes.capacity() {
+            self.make_room(len);
+        }
+        self.bytes.resize(self.start + len, 0);
+        &mut self.bytes[self.start..]
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.bytes.len() - self.start
     }
@@ -56,6 +65,17 @@ impl PageBuffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_to_be_overwritten_begin_at_a_page() {
+        let mut buffer = PageBuffer::default();
+        for len in [0, 1, 5000, 1 << 20, 3, 0, 2 << 20] {
+            let bytes = buffer.of_len(len);
+            assert_eq!(bytes.len(), len);
+            assert!(len == 0 || bytes.as_ptr().align_offset(PAGE_BYTES) == 0, "{len}");
+            assert_eq!(buffer.as_slice().len(), len);
+        }
+    }
 
     #[test]
     fn what_stays_within_its_room_begins_at_a_page() {

@@ -10,6 +10,7 @@
 
 mod changes;
 mod config;
+mod direct;
 mod error;
 mod folder;
 mod freeze;

@@ -2,14 +2,14 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::{PoisonError, RwLock};
 
 use kedge_core::ports::{CloudError, DiskReader, DiskWriter, Extent, ExtentKind};
-use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
+use super::direct::Direct;
 use super::error::failed;
 use super::folder::Folder;
 use super::images::{AloneWith, Reading, has_ended, is_within};
@@ -17,22 +17,23 @@ use super::images::{AloneWith, Reading, has_ended, is_within};
 /// Zeroes written at once where the file system cannot make holes.
 static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
 
-/// What memory, offsets and lengths must be multiples of to go past the page cache.
-const BLOCK_BYTES: usize = 4096;
-/// Shorter writes are better collected in the page cache.
-const DIRECT_BYTES_MIN: usize = 64 * 1024;
-
 /// Reads a file as it is. A file that got shorter is an error, never zeroes.
 #[derive(Debug)]
 pub(super) struct RawReader {
     file: File,
+    /// To read back what is on the disk; a backup gladly finds it in the page cache.
+    direct: Option<Direct>,
     size_bytes: u64,
     reading: Reading,
 }
 
 impl RawReader {
     pub(super) fn new(file: File, size_bytes: u64, reading: Reading) -> Self {
-        Self { file, size_bytes, reading }
+        let direct = match reading {
+            Reading::Back => Direct::reading(&file),
+            Reading::Frozen => None,
+        };
+        Self { file, direct, size_bytes, reading }
     }
 
     fn is_whole(&self) -> Result<(), CloudError> {
@@ -79,7 +80,15 @@ impl DiskReader for RawReader {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), CloudError> {
         is_within(offset, buf.len() as u64, self.size_bytes)?;
-        self.file.read_exact_at(buf, offset).map_err(|error| match error.kind() {
+        let read = match &self.direct {
+            Some(direct) => {
+                direct.read_at(offset, buf).map_err(failed("reading a raw image back"))?
+            }
+            None => 0,
+        };
+        self.file.read_exact_at(&mut buf[read..], offset + read as u64).map_err(|error| match error
+            .kind()
+        {
             ErrorKind::UnexpectedEof => self.truncated(),
             _ => failed("reading a raw image")(error),
         })
@@ -98,23 +107,20 @@ pub(super) struct RawWriter {
 #[derive(Debug)]
 struct Alone {
     with: AloneWith,
-    /// The same file, written past the page cache: a restored disk would drive out of it
-    /// what others need, and a read-back is to see the disk. None where the file system
-    /// has no such way.
-    direct: Option<File>,
+    direct: Option<Direct>,
 }
 
 impl RawWriter {
     /// Takes a file that is open for writing.
     pub(super) fn new(folder: Folder, alone: AloneWith, size_bytes: u64) -> Self {
-        let direct = open_direct(&alone.files.top);
+        let direct = Direct::writing(&alone.files.top);
         Self { folder, size_bytes, alone: RwLock::new(Some(Alone { with: alone, direct })) }
     }
 
     fn with_file(
         &self,
         doing: &str,
-        act: impl FnOnce(&File, Option<&File>) -> io::Result<()>,
+        act: impl FnOnce(&File, Option<&Direct>) -> io::Result<()>,
     ) -> Result<(), CloudError> {
         let slot = self.alone.read().unwrap_or_else(PoisonError::into_inner);
         let alone = slot.as_ref().ok_or_else(has_ended)?;
@@ -131,7 +137,7 @@ impl DiskWriter for RawWriter {
         is_within(offset, bytes.len() as u64, self.size_bytes)?;
         self.with_file("writing a raw image", |file, direct| {
             let written = match direct {
-                Some(direct) => write_direct(bytes, offset, |rest, at| direct.write_at(rest, at))?,
+                Some(direct) => direct.write_at(offset, bytes)?,
                 None => 0,
             };
             file.write_all_at(&bytes[written..], offset + written as u64)
@@ -156,45 +162,6 @@ impl DiskWriter for RawWriter {
         *slot = None;
         Ok(())
     }
-}
-
-/// Opens a file once more. Its locks belong to the first handle and stay.
-fn open_direct(file: &File) -> Option<File> {
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty()).ok().map(File::from)
-}
-
-/// Writes as many whole blocks past the page cache as memory, offset and file system
-/// allow; says how many bytes that were. The rest is to be written as usual.
-fn write_direct(
-    bytes: &[u8],
-    offset: u64,
-    write: impl Fn(&[u8], u64) -> io::Result<usize>,
-) -> io::Result<usize> {
-    let is_at_block =
-        bytes.as_ptr().align_offset(BLOCK_BYTES) == 0 && offset.is_multiple_of(BLOCK_BYTES as u64);
-    if bytes.len() < DIRECT_BYTES_MIN || !is_at_block {
-        return Ok(0);
-    }
-    let blocks = &bytes[..bytes.len() / BLOCK_BYTES * BLOCK_BYTES];
-    let mut written = 0;
-    while written < blocks.len() {
-        match write(&blocks[written..], offset + written as u64) {
-            Ok(0) => return Err(ErrorKind::WriteZero.into()),
-            Ok(more) => written += more,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            // Larger blocks, a write that ended within one, or a file system that finds
-            // out only now that it has no such way.
-            Err(error)
-                if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) =>
-            {
-                break;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(written)
 }
 
 fn zero(file: &File, offset: u64, length_bytes: u64) -> io::Result<()> {
@@ -231,61 +198,5 @@ mod tests {
         file.read_exact_at(&mut got, 0).unwrap();
         assert!(got[..10].iter().chain(&got[150_010..]).all(|byte| *byte == 7));
         assert!(got[10..150_010].iter().all(|byte| *byte == 0));
-    }
-
-    /// Bytes of which the first lies at a block.
-    fn at_block(all: &[u8]) -> (Vec<u8>, usize) {
-        let mut memory: Vec<u8> = Vec::with_capacity(all.len() + BLOCK_BYTES);
-        let start = memory.as_ptr().align_offset(BLOCK_BYTES);
-        memory.resize(start, 0);
-        memory.extend_from_slice(all);
-        (memory, start)
-    }
-
-    #[test]
-    fn what_goes_past_the_page_cache_and_what_does_not_add_up_to_what_was_written() {
-        let file = tempfile::tempfile().unwrap();
-        // A file system without such a way stands in for one that refuses nothing.
-        let direct = open_direct(&file).unwrap_or_else(|| file.try_clone().unwrap());
-        let noise: Vec<u8> = (0..=250).cycle().take(3 * DIRECT_BYTES_MIN).collect();
-        let (memory, start) = at_block(&noise);
-        let block = BLOCK_BYTES as u64;
-        let min = DIRECT_BYTES_MIN;
-        for (from, len, offset, expected) in [
-            (0, min, 0, min),
-            (0, min + 1, block, min),
-            (0, 2 * min + BLOCK_BYTES - 1, 7 * block, 2 * min),
-            (0, min - 1, 0, 0),
-            (0, min, 1, 0),
-            (7, min, 0, 0),
-            (0, 0, 0, 0),
-        ] {
-            file.set_len(0).unwrap();
-            let bytes = &memory[start + from..start + from + len];
-            let write = |rest: &[u8], at| direct.write_at(rest, at);
-            let written = write_direct(bytes, offset, write).unwrap();
-            assert_eq!(written, expected, "{from} {len} {offset}");
-            file.write_all_at(&bytes[written..], offset + written as u64).unwrap();
-            let mut got = vec![0; len];
-            file.read_exact_at(&mut got, offset).unwrap();
-            assert!(got == bytes, "{from} {len} {offset}");
-        }
-    }
-
-    #[test]
-    fn a_disk_that_refuses_the_direct_way_keeps_what_it_took_and_leaves_the_rest() {
-        let (memory, start) = at_block(&[5; 2 * DIRECT_BYTES_MIN]);
-        let bytes = &memory[start..];
-        for kind in [ErrorKind::InvalidInput, ErrorKind::Unsupported] {
-            for taken in [0, BLOCK_BYTES, BLOCK_BYTES + 7] {
-                let write = |_: &[u8], at: u64| match at {
-                    8192 if taken > 0 => Ok(taken),
-                    _ => Err(io::Error::from(kind)),
-                };
-                assert_eq!(write_direct(bytes, 8192, write).unwrap(), taken);
-            }
-        }
-        let full = |_: &[u8], _| Err(io::Error::from(ErrorKind::StorageFull));
-        assert_eq!(write_direct(bytes, 0, full).unwrap_err().kind(), ErrorKind::StorageFull);
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     error::EngineError,
     id::BlobId,
     list::{BlobList, Entry},
+    pages::PageBuffer,
     parallel::{self, Work},
     read::VolumeView,
     repository::{Indexed, Repository},
@@ -155,17 +156,17 @@ struct Compare<'c, 'a> {
 impl Compare<'_, '_> {
     fn work(&self, work: &Work<'_>) -> Result<ReadReport, EngineError> {
         let mut report = ReadReport::default();
-        let mut buffer = Vec::new();
+        // At a page, so that a source can be read past the page cache.
+        let mut buffer = PageBuffer::default();
         while work.next()?.is_some() {
             let Some(step) = self.next(&mut report)? else { break };
             if step.len == 0 {
                 continue;
             }
             let len = usize::try_from(step.len).map_err(|_| EngineError::bug("a read of 4 GiB"))?;
-            buffer.resize(len, 0);
-            self.source.read_at(step.position, &mut buffer)?;
+            self.source.read_at(step.position, buffer.of_len(len))?;
             let _permit = work.permit();
-            match find_difference(&step, &buffer) {
+            match find_difference(&step, buffer.as_slice()) {
                 Some(offset) => return Err(EngineError::Mismatch { offset }),
                 None if step.blobs.is_empty() => report.zero_bytes += step.len,
                 None => report.data_bytes += step.len,
