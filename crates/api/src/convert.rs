@@ -36,6 +36,7 @@ pub(crate) fn check_resp<Q>(
         result: refusal.is_none(),
         error_msg: refusal.map(refusal_text).unwrap_or_default(),
         error_code: refusal.map(|refusal| refusal.code().to_string()).unwrap_or_default(),
+        explanation: None,
     }
 }
 

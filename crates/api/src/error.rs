@@ -130,7 +130,7 @@ pub(crate) fn refusal_text(refusal: &Refusal) -> String {
 }
 
 /// Text that may hold a caller's own words, made safe for terminals and bounded.
-fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     let mut cleaned = String::with_capacity(text.len());
     for (index, c) in text.chars().enumerate() {
         if index == TEXT_CHARS_MAX {

@@ -13,6 +13,7 @@ mod config;
 mod convert;
 mod edge;
 mod error;
+mod explain;
 mod handlers;
 mod metrics;
 mod openapi;

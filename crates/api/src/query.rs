@@ -73,6 +73,11 @@ impl Query {
         }
     }
 
+    /// Whether an answer is to come with its reasons.
+    pub(crate) fn explain(&self) -> Result<bool, Error> {
+        self.flag("explain")
+    }
+
     /// A count. One too large for us is as good as the largest.
     fn number(&self, key: &str) -> Result<Option<u64>, Error> {
         let Some(value) = self.one(key)? else { return Ok(None) };

@@ -48,3 +48,15 @@ pub enum Unknown {
     /// being found out.
     DamageNotLocated,
 }
+
+impl Unknown {
+    /// The word in explanations.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::CloudSilent => "the cloud does not answer",
+            Self::RepositoryUnreachable => "the repository does not answer",
+            Self::KeyUnavailable => "the repository's key cannot be had",
+            Self::DamageNotLocated => "whom damage in the repository harms",
+        }
+    }
+}

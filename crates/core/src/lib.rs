@@ -8,7 +8,9 @@
 
 pub mod checkpoint;
 pub mod code;
+pub mod explain;
 pub mod fact;
+pub mod fit;
 pub mod ids;
 pub mod job;
 pub mod ports;

@@ -38,6 +38,16 @@ pub enum Holder {
     Restore,
 }
 
+impl Holder {
+    /// The word in explanations.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Backup(_) => "backup",
+            Self::Restore => "restore",
+        }
+    }
+}
+
 /// What the operator decided for this installation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -121,6 +131,17 @@ pub fn plan_by(
     let server = facts.server.seen().ok_or(Refusal::Unseen("the server"))?;
     let volumes = chosen(question, server).cloned().collect();
     Ok(ProtectPlan { server: Server { volumes, ..server.clone() } })
+}
+
+/// Every rule that refuses, with its name, in published order. Nothing is told of a server
+/// that was not seen.
+pub fn violations(
+    question: &Question,
+    facts: &Facts,
+    settings: &Settings,
+) -> Vec<(&'static str, Refusal)> {
+    let refusal = |rule: &Rule| Some((rule.name, (rule.check)(question, facts, settings).err()?));
+    RULES.iter().filter_map(refusal).collect()
 }
 
 fn chosen<'a>(question: &'a Question, server: &'a Server) -> impl Iterator<Item = &'a Volume> {
@@ -226,7 +247,7 @@ fn no_job_holds_the_server(
     _: &Settings,
 ) -> Result<(), Refusal> {
     let server = || question.server.clone();
-    match facts.held {
+    match facts.server.seen().and(facts.held) {
         None => Ok(()),
         Some(Holder::Backup(Trigger::Manual)) => Err(Refusal::ManualBackupRunning(server())),
         Some(Holder::Backup(Trigger::Automatic)) => Err(Refusal::AutomaticBackupRunning(server())),

@@ -135,6 +135,8 @@ pub struct VolumeWrite {
     pub volume: VolumeId,
     /// Bytes written from the destination's start: the size of the disk then.
     pub size_bytes: u64,
+    /// Bytes of it that are data; the rest is zeroes.
+    pub data_bytes: u64,
     /// The destination's size; what lies beyond `size_bytes` keeps its data.
     pub target_size_bytes: u64,
 }
@@ -194,6 +196,17 @@ pub fn plan_by(rules: &[Rule], question: &Question, facts: &Facts) -> Result<Res
     assemble(question, facts)
 }
 
+/// Every rule that refuses, with its name, in published order. What a rule cannot see for
+/// lack of a fact it leaves to the rule about that fact, so that nothing is told of what
+/// is not the caller's.
+pub fn violations(question: &Question, facts: &Facts) -> Vec<(&'static str, Refusal)> {
+    let refusal = |rule: &Rule| Some((rule.name, (rule.check)(question, facts).err()?));
+    let mut violations: Vec<_> = RULES.iter().filter_map(refusal).collect();
+    // One silent source may be what two rules ask.
+    violations.dedup_by(|later, earlier| later.1 == earlier.1);
+    violations
+}
+
 /// A plan is made only of what was seen, whatever the rules let through.
 fn assemble(question: &Question, facts: &Facts) -> Result<RestorePlan, Refusal> {
     let item = facts.item.seen().ok_or(Refusal::Unseen("the backup"))?;
@@ -209,6 +222,7 @@ fn assemble(question: &Question, facts: &Facts) -> Result<RestorePlan, Refusal> 
                 folder: stored.folder.clone(),
                 volume: volume.id.clone(),
                 size_bytes: backup.source_size_bytes,
+                data_bytes: stored.data_bytes,
                 target_size_bytes: volume.size_bytes,
             })
         })
@@ -244,7 +258,7 @@ fn pairs<'a>(
 }
 
 /// [`pairs`] of whatever was seen.
-fn known_pairs<'a>(
+pub(crate) fn known_pairs<'a>(
     question: &'a Question,
     facts: &'a Facts,
 ) -> impl Iterator<Item = (&'a VolumeBackup, &'a Volume)> {
@@ -319,7 +333,7 @@ fn target_is_settled(_: &Question, facts: &Facts) -> Result<(), Refusal> {
 }
 
 fn no_job_holds_the_target(_: &Question, facts: &Facts) -> Result<(), Refusal> {
-    match facts.held {
+    match facts.target.seen().and(facts.held) {
         Some(Holder::Backup(_) | Holder::Restore) => Err(Refusal::TargetHeld),
         None => Ok(()),
     }
@@ -475,10 +489,16 @@ fn leaves_no_half_written_volume_out(question: &Question, facts: &Facts) -> Resu
 }
 
 fn repository_holds_the_snapshot(question: &Question, facts: &Facts) -> Result<(), Refusal> {
+    if facts.item.seen().is_none() {
+        return Ok(());
+    }
     seen(&facts.snapshot, || Refusal::SnapshotMissing(question.item.clone())).map(drop)
 }
 
 fn its_data_is_whole(question: &Question, facts: &Facts) -> Result<(), Refusal> {
+    if facts.item.seen().is_none() || facts.snapshot == Fact::Absent {
+        return Ok(());
+    }
     let damaged = || Refusal::DataDamaged(question.item.clone());
     match seen(&facts.data, damaged)? {
         Data::Whole => Ok(()),

@@ -15,6 +15,7 @@ use crate::context::{Context, Right};
 use crate::error::Error;
 use crate::identity::{Identity, Issued, Login, ProjectInfo, TokenInfo};
 use crate::lookups::Lookups;
+use crate::pace::RestorePace;
 use crate::repositories::Repositories;
 use crate::settings::Settings;
 
@@ -38,6 +39,8 @@ pub(crate) struct Parts {
     pub(crate) points: Points,
     /// What movers spend when they touch disks.
     pub(crate) disk_bucket: Arc<Bucket>,
+    /// How quick restores were.
+    pub(crate) pace: RestorePace,
     /// Jobs this process works on, so that none is ever worked on twice in it.
     pub(crate) running: Mutex<HashMap<JobId, Arc<Attempt>>>,
     /// Rung when a job was enqueued, so that a worker need not poll to be quick.
@@ -112,6 +115,7 @@ impl App {
                 ids: wiring.ids,
                 settings: wiring.settings,
                 points: wiring.points,
+                pace: RestorePace::default(),
                 running: Mutex::default(),
                 work_bell: Notify::new(),
             }),

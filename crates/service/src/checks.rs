@@ -4,7 +4,7 @@ use kedge_core::protect;
 use kedge_core::refusal::Refusal;
 use kedge_core::restore;
 
-use crate::app::App;
+use crate::app::{App, Parts};
 use crate::context::Context;
 use crate::error::Error;
 use crate::facts::Asker;
@@ -17,10 +17,7 @@ impl App {
         questions: Vec<protect::Question>,
     ) -> Result<Vec<Result<(), Refusal>>, Error> {
         let parts = &self.parts;
-        at_most("check_protectable", questions.len(), parts.settings.limits.questions_max)?;
-        let time = parts.time_for_facts(context);
-        let facts =
-            parts.gather_protect(context.project(), &questions, Asker::Request, time).await?;
+        let facts = parts.facts_for_protect_check(context, &questions).await?;
         let settings = &parts.settings.protect;
         let answers = questions.iter().zip(&facts);
         Ok(answers.map(|(q, f)| protect::plan(q, f, settings).map(drop)).collect())
@@ -33,17 +30,35 @@ impl App {
         context: &Context,
         questions: Vec<restore::Question>,
     ) -> Result<Vec<Result<(), Refusal>>, Error> {
-        let parts = &self.parts;
-        at_most("check_restorable", questions.len(), parts.settings.limits.questions_max)?;
-        for (index, question) in questions.iter().enumerate() {
-            let field = format!("check_restorable[{index}].target.volumes");
-            at_most(&field, question.mapping.pairs().len(), parts.settings.limits.mappings_max)?;
-        }
-        let time = parts.time_for_facts(context);
-        let facts =
-            parts.gather_restore(context.project(), &questions, Asker::Request, time).await?;
+        let facts = self.parts.facts_for_check(context, &questions).await?;
         let answers = questions.iter().zip(&facts);
         Ok(answers.map(|(q, f)| restore::plan(q, f).map(drop)).collect())
+    }
+}
+
+impl Parts {
+    pub(crate) async fn facts_for_protect_check(
+        &self,
+        context: &Context,
+        questions: &[protect::Question],
+    ) -> Result<Vec<protect::Facts>, Error> {
+        at_most("check_protectable", questions.len(), self.settings.limits.questions_max)?;
+        let time = self.time_for_facts(context);
+        Ok(self.gather_protect(context.project(), questions, Asker::Request, time).await?)
+    }
+
+    pub(crate) async fn facts_for_check(
+        &self,
+        context: &Context,
+        questions: &[restore::Question],
+    ) -> Result<Vec<restore::Facts>, Error> {
+        at_most("check_restorable", questions.len(), self.settings.limits.questions_max)?;
+        for (index, question) in questions.iter().enumerate() {
+            let field = format!("check_restorable[{index}].target.volumes");
+            at_most(&field, question.mapping.pairs().len(), self.settings.limits.mappings_max)?;
+        }
+        let time = self.time_for_facts(context);
+        Ok(self.gather_restore(context.project(), questions, Asker::Request, time).await?)
     }
 }
 

@@ -114,6 +114,18 @@ impl Parts {
             .collect())
     }
 
+    /// One server as a caller sees it.
+    pub(crate) async fn server_fact(
+        &self,
+        project: &ProjectId,
+        id: &ServerId,
+        time_left: Duration,
+    ) -> Fact<Server> {
+        let ids = std::slice::from_ref(id);
+        let mut found = self.find_servers(project, ids, Asker::Request, time_left).await;
+        found.remove(id).unwrap_or(Fact::Absent)
+    }
+
     async fn find_servers(
         &self,
         project: &ProjectId,

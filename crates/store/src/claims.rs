@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use kedge_core::ids::{JobId, ServerId, VolumeId};
+use kedge_core::ids::{ItemId, JobId, ServerId, VolumeId};
 use kedge_core::job::{Claim, ClaimKind, ClaimMode, Work};
 use kedge_core::protect::Holder;
 use sqlx::QueryBuilder;
@@ -33,6 +33,11 @@ impl Holders {
     /// The job that holds the object.
     pub fn job(&self, kind: ClaimKind, id: &str) -> Option<&JobId> {
         self.held.get(&(kind, id.to_owned())).map(|(job, _)| job)
+    }
+
+    /// The item that job works on.
+    pub fn item(&self, kind: ClaimKind, id: &str) -> Option<&ItemId> {
+        self.held.get(&(kind, id.to_owned())).map(|(_, work)| work.item())
     }
 
     /// Everything of this kind that is held.

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::explain::Explanation;
+
 /// Body of the call on all resources: exactly one of the two verbs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ResourcesAction {
@@ -85,7 +87,7 @@ pub struct RestorableAnswer {
     pub restorable: Vec<CheckResp>,
 }
 
-/// One answer: exactly these five keys, always.
+/// One answer: exactly these five keys, and a sixth only where it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CheckResp {
     /// The server asked about.
@@ -98,6 +100,10 @@ pub struct CheckResp {
     pub error_msg: String,
     /// Why not, for programs; empty when `result` is true.
     pub error_code: String,
+    /// Why, and what would mend it; only with `?explain=true`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub explanation: Option<Explanation>,
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ pub mod check;
 pub mod checkpoint;
 pub mod checkpoint_item;
 pub mod error;
+pub mod explain;
 pub mod identity;
 pub mod restore;
 pub mod tag;

@@ -15,6 +15,7 @@ mod lab;
 mod licences;
 mod longest;
 mod needs;
+mod oracle;
 mod process;
 mod tree;
 
@@ -27,6 +28,7 @@ usage: cargo xtask TASK
   ci          everything continuous integration runs, cheapest first
   needs       installs what the tests need, the first step of ci
   nightly     ci, then the tests in their long form and the demo
+  oracle      verdicts of random cases against the table: [--cases N] [--seed S]
   gen         rewrites docs/error-codes.md and docs/openapi.json from the code
   disk-image  rewrites the demo's system disk (needs e2fsprogs and zstd)
 ";
@@ -54,12 +56,16 @@ impl<T, E: std::fmt::Display> During<T> for Result<T, E> {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [task] = arguments.as_slice() else { return usage() };
+    let Some((task, options)) = arguments.split_first() else { return usage() };
+    if task != "oracle" && !options.is_empty() {
+        return usage();
+    }
     let result = match task.as_str() {
         "ci" => ci::ci(),
         "needs" => needs::check(),
         "nightly" => ci::nightly(),
         "gen" => ci::generate(),
+        "oracle" => oracle::run_cases(options),
         "disk-image" => disk_image::generate(),
         _ => return usage(),
     };

@@ -5,12 +5,15 @@ use axum::body::Body;
 use axum::extract::State;
 use kedge_core::refusal::Refusal;
 use kedge_service::context::Right;
+use kedge_service::explain::Explained;
 use kedge_wire::check::{
     CheckResp, ProtectableAnswer, ResourcesAction, ResourcesAnswer, RestorableAnswer,
 };
+use kedge_wire::explain::Explanation;
 
 use crate::call::Call;
 use crate::convert;
+use crate::explain;
 use crate::requests::{self, Asked, Check};
 use crate::routes::{Answer, Api};
 
@@ -25,6 +28,9 @@ use crate::routes::{Answer, Api};
     params(
         ("project_id" = String, Path, description = "The project"),
         ("provider_id" = String, Path, description = "The constant provider"),
+        ("explain" = Option<bool>, Query,
+            description = "Adds to each answer every rule that refuses, what would mend it, \
+                and on yes the plan. Not part of CSBS v1"),
     ),
 )]
 pub(crate) async fn check(
@@ -33,17 +39,26 @@ pub(crate) async fn check(
     body: Body,
 ) -> Answer<ResourcesAnswer> {
     let context = call.enter_provider(&api, Right::Read).await?;
+    let is_explained = call.query()?.explain()?;
     Ok(Json(match call.read(&api, body, requests::check).await? {
         Check::Protectable(asked) => {
             let questions = asked.iter().map(|asked| asked.question.clone()).collect();
-            let answers = api.app.check_protectable(&context, questions).await?;
-            let protectable = answered(&asked, &answers);
+            let protectable = if is_explained {
+                let explained = api.app.explain_protectable(&context, questions).await?;
+                explained_answers(&asked, &explained, explain::of_protect)
+            } else {
+                answered(&asked, &api.app.check_protectable(&context, questions).await?)
+            };
             ResourcesAnswer::Protectable(ProtectableAnswer { protectable })
         }
         Check::Restorable(asked) => {
             let questions = asked.iter().map(|asked| asked.question.clone()).collect();
-            let answers = api.app.check_restorable(&context, questions).await?;
-            let restorable = answered(&asked, &answers);
+            let restorable = if is_explained {
+                let explained = api.app.explain_restorable(&context, questions).await?;
+                explained_answers(&asked, &explained, explain::of_restore)
+            } else {
+                answered(&asked, &api.app.check_restorable(&context, questions).await?)
+            };
             ResourcesAnswer::Restorable(RestorableAnswer { restorable })
         }
     }))
@@ -51,4 +66,18 @@ pub(crate) async fn check(
 
 fn answered<Q>(asked: &[Asked<Q>], answers: &[Result<(), Refusal>]) -> Vec<CheckResp> {
     asked.iter().zip(answers).map(|(asked, answer)| convert::check_resp(asked, answer)).collect()
+}
+
+fn explained_answers<Q, Plan>(
+    asked: &[Asked<Q>],
+    explained: &[Explained<Plan>],
+    explain: fn(&Explained<Plan>) -> Explanation,
+) -> Vec<CheckResp> {
+    let answer = |(asked, explained): (&Asked<Q>, &Explained<Plan>)| {
+        let verdict = explained.explanation.verdict.as_ref();
+        let verdict = verdict.map(|_| ()).map_err(Refusal::clone);
+        let answer = convert::check_resp(asked, &verdict);
+        CheckResp { explanation: Some(explain(explained)), ..answer }
+    };
+    asked.iter().zip(explained).map(answer).collect()
 }

@@ -146,6 +146,8 @@ impl Run<'_> {
         self.attempt.at("restore.marked");
         // Each byte counts twice: written, then read back.
         self.attempt.meter.begin(left.iter().map(|write| write.size_bytes * 2).sum());
+        let data_bytes = left.iter().map(|write| write.data_bytes).sum();
+        let began = self.attempt.parts.clock.monotonic();
         let mut done = done.to_vec();
         for ((write, volume), writer) in left.into_iter().zip(volumes).zip(writers) {
             self.write_volume(&repository, volume, write, writer).await?;
@@ -153,6 +155,8 @@ impl Run<'_> {
             done.push(write.backup.clone());
             self.save(RestoreState::Writing { done: done.clone(), was_running }).await?;
         }
+        let parts = &self.attempt.parts;
+        parts.pace.note(data_bytes, parts.clock.monotonic().saturating_sub(began));
         self.save(RestoreState::Written).await
     }
 

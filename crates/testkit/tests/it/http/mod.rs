@@ -2,6 +2,7 @@
 //! the socket.
 
 mod clients;
+mod explain;
 mod fields;
 mod golden;
 mod limits;

@@ -5,7 +5,9 @@
 //! simulated cloud, where a yes is acted on and bytes are compared, and a no must be the
 //! restore's no as well, with nothing written.
 
+mod explain;
 mod facts;
+mod matrix;
 mod model;
 mod scenario;
 mod stage;
@@ -14,6 +16,9 @@ use kedge_core::code::Code;
 use kedge_core::fact::{Fact, Unknown};
 use kedge_core::resource::Content;
 use kedge_core::{protect, restore};
+
+/// Yes, or the code of the no.
+type Answer = Result<(), &'static str>;
 
 /// Cases for the planner alone: it costs nothing to ask many.
 const PURE_CASES: u64 = 20_000;
@@ -126,11 +131,7 @@ fn a_plan_writes_what_was_mapped_and_nothing_else() {
     }
 }
 
-fn planned(
-    rules: &[restore::Rule],
-    world: &scenario::World,
-    ask: &scenario::Ask,
-) -> Result<(), &'static str> {
+fn planned(rules: &[restore::Rule], world: &scenario::World, ask: &scenario::Ask) -> Answer {
     let (question, facts) = facts::restore(world, ask);
     restore::plan_by(rules, &question, &facts).map(drop).map_err(|no| no.code().as_str())
 }
@@ -139,7 +140,7 @@ fn planned_protect(
     rules: &[protect::Rule],
     world: &scenario::ProtectWorld,
     ask: &scenario::ProtectAsk,
-) -> Result<(), &'static str> {
+) -> Answer {
     let (question, facts, settings) = facts::protect(world, ask);
     let plan = protect::plan_by(rules, &question, &facts, &settings);
     plan.map(drop).map_err(|no| no.code().as_str())

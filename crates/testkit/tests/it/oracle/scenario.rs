@@ -353,7 +353,12 @@ impl ProtectBreak {
 
 /// A case with up to three rules broken.
 pub(crate) fn random(seed: u64) -> (World, Ask) {
-    broken(seed, &deal(seed, &RestoreBreak::ALL))
+    broken(seed, &breaks_of(seed))
+}
+
+/// The rules that [`random`] breaks.
+pub(crate) fn breaks_of(seed: u64) -> Vec<RestoreBreak> {
+    deal(seed, &RestoreBreak::ALL)
 }
 
 /// A case with exactly these rules broken.
