@@ -19,7 +19,12 @@ pub(crate) fn of_restore(explained: &Explained<RestorePlan>) -> wire::Explanatio
         volumes: plan.writes.iter().map(written).collect(),
         estimate: explained.estimate.map(estimate),
     });
-    wire::Explanation { violations: violations(explained), plan }
+    let evidence = explained.evidence.map(|known| wire::Evidence {
+        grade: known.grade.as_str().to_owned(),
+        read_since: known.read_since.map(|at| at.to_string()),
+        present_at: known.present_at.map(|at| at.to_string()),
+    });
+    wire::Explanation { violations: violations(explained), plan, evidence }
 }
 
 pub(crate) fn of_protect(explained: &Explained<ProtectPlan>) -> wire::Explanation {
@@ -35,7 +40,7 @@ pub(crate) fn of_protect(explained: &Explained<ProtectPlan>) -> wire::Explanatio
         volumes: plan.server.volumes.iter().map(read).collect(),
         estimate: None,
     });
-    wire::Explanation { violations: violations(explained), plan }
+    wire::Explanation { violations: violations(explained), plan, evidence: None }
 }
 
 fn written(write: &kedge_core::restore::VolumeWrite) -> wire::PlannedVolume {
@@ -116,8 +121,7 @@ fn repair(repair: &Repair) -> wire::Repair {
         },
         Repair::Wait(wait) => waiting(wait),
         Repair::ExtendVolumes(growth) => wire::Repair {
-            volume_ids: Some(growth.iter().map(|(id, _)| id.to_string()).collect()),
-            extend_by_gb: Some(growth.iter().map(|(_, bytes)| gb_ceil(*bytes)).collect()),
+            extend: Some(growth.iter().map(extension).collect()),
             ..says("extend_volumes", "Extend these disks by so many GB.")
         },
         Repair::AttachVolumes(ids) => wire::Repair {
@@ -127,6 +131,10 @@ fn repair(repair: &Repair) -> wire::Repair {
         Repair::AddVolumes(needs) => wire::Repair {
             disks: Some(needs.iter().map(needed).collect()),
             ..says("add_volumes", "Attach disks like these and send the backups there.")
+        },
+        Repair::AttachDisk(server) => wire::Repair {
+            resource_id: Some(server.to_string()),
+            ..says("attach_disk", "Attach a disk to the server.")
         },
         Repair::MendVolumes(ids) => wire::Repair {
             volume_ids: names(ids),
@@ -138,7 +146,10 @@ fn repair(repair: &Repair) -> wire::Repair {
         },
         Repair::ExcludeVolumes(ids) => wire::Repair {
             volume_ids: names(ids),
-            ..says("exclude_volumes", "Leave these disks out (extra_info.exclude_volumes).")
+            ..says(
+                "exclude_volumes",
+                "Leave these disks out when backing up (extra_info.exclude_volumes).",
+            )
         },
         Repair::RestoreVolumes(ids) => wire::Repair {
             volume_ids: names(ids),
@@ -232,6 +243,10 @@ fn pairs(mapping: &Mapping) -> Vec<RestoreVolumeMapping> {
 
 fn names(ids: &[VolumeId]) -> Option<Vec<String>> {
     Some(ids.iter().map(ToString::to_string).collect())
+}
+
+fn extension((volume, bytes): &(VolumeId, u64)) -> wire::Extension {
+    wire::Extension { volume_id: volume.to_string(), by_gb: gb_ceil(*bytes) }
 }
 
 fn needed(need: &Need) -> wire::NeededDisk {

@@ -209,3 +209,51 @@ impl Item {
         self.volumes.iter().filter_map(|volume| volume.stored.as_ref())
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::resource::VolumeRole;
+
+    /// A backup of disks of these sizes: `b0` of the system disk `v0` and so on.
+    pub(crate) fn item_of(sizes: &[u64]) -> Item {
+        let at = Timestamp::from_micros(0);
+        let volume = |(index, size): (usize, &u64)| VolumeBackup {
+            id: VolumeBackupId::asked(&format!("b{index}")),
+            name: "backup".to_owned(),
+            source_volume_id: VolumeId::asked(&format!("v{index}")),
+            source_volume_name: "disk".to_owned(),
+            source_size_bytes: *size,
+            role: if index == 0 { VolumeRole::System } else { VolumeRole::Data },
+            encryption: Encryption::Plain,
+            stored: None,
+        };
+        Item {
+            id: ItemId::asked("item"),
+            checkpoint_id: CheckpointId::asked("record"),
+            project_id: ProjectId::new("project"),
+            name: "backup".to_owned(),
+            description: String::new(),
+            status: ItemStatus::Available,
+            source: SourceServer {
+                id: ServerId::asked("server"),
+                name: "server".to_owned(),
+                kind: ServerKind::Kvm,
+                zone: "zone".to_owned(),
+                hardware: Hardware::default(),
+            },
+            trigger: Trigger::Manual,
+            method: Method::Full,
+            created_at: at,
+            updated_at: at,
+            protected_at: None,
+            finished_at: None,
+            tags: Vec::new(),
+            volumes: sizes.iter().enumerate().map(volume).collect(),
+            fault: None,
+            progress: 100,
+            job_id: JobId::asked("job"),
+            snapshot: None,
+        }
+    }
+}

@@ -56,7 +56,7 @@ impl Unknown {
             Self::CloudSilent => "the cloud does not answer",
             Self::RepositoryUnreachable => "the repository does not answer",
             Self::KeyUnavailable => "the repository's key cannot be had",
-            Self::DamageNotLocated => "whom damage in the repository harms",
+            Self::DamageNotLocated => "it is being found out whom damage in the repository harms",
         }
     }
 }

@@ -149,18 +149,73 @@ fn augment(
     taken_by: &mut [Option<usize>],
     seen: &mut [bool],
 ) -> bool {
-    for partner in partners(at) {
-        if std::mem::replace(&mut seen[partner], true) {
-            continue;
-        }
-        let is_free = match taken_by[partner] {
-            None => true,
-            Some(rival) => augment(rival, partners, taken_by, seen),
-        };
-        if is_free {
+    let partners_of = partners(at);
+    // Nobody moves for what is to be had without.
+    if let Some(free) = partners_of.iter().find(|partner| taken_by[**partner].is_none()) {
+        taken_by[*free] = Some(at);
+        return true;
+    }
+    for partner in partners_of {
+        let Some(rival) = taken_by[partner] else { continue };
+        if !std::mem::replace(&mut seen[partner], true) && augment(rival, partners, taken_by, seen)
+        {
             taken_by[partner] = Some(at);
             return true;
         }
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::tests::item_of;
+    use crate::resource::tests::server_of;
+
+    const GIB: u64 = 1 << 30;
+
+    fn pairs(mapping: &Mapping) -> Vec<(String, String)> {
+        let names = |pair: &Pair| (pair.backup.to_string(), pair.volume.to_string());
+        mapping.pairs().iter().map(names).collect()
+    }
+
+    fn named(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(backup, volume)| ((*backup).into(), (*volume).into())).collect()
+    }
+
+    #[test]
+    fn what_was_asked_stays_then_the_disks_it_was_made_from_then_the_smallest() {
+        // Backups b0 to b2 of v0 to v2, the first of a system disk.
+        let item = item_of(&[GIB, GIB, GIB]);
+        let target = server_of(&[GIB, GIB, GIB, 2 * GIB]);
+        let none = Mapping::default();
+        let fitting = fit(&item, &target, &[], &none);
+        assert!(fitting.is_whole());
+        assert_eq!(pairs(&fitting.mapping), named(&[("b0", "v0"), ("b1", "v1"), ("b2", "v2")]));
+
+        let asked = [Pair { backup: item.volumes[1].id.clone(), volume: VolumeId::asked("v3") }];
+        let fitting = fit(&item, &target, &[], &Mapping::new(asked.to_vec()).unwrap());
+        assert_eq!(pairs(&fitting.mapping), named(&[("b0", "v0"), ("b1", "v3"), ("b2", "v2")]));
+
+        let held = [VolumeId::asked("v1")];
+        let fitting = fit(&item, &target, &held, &none);
+        assert_eq!(pairs(&fitting.mapping), named(&[("b0", "v0"), ("b1", "v3"), ("b2", "v2")]));
+    }
+
+    #[test]
+    fn others_move_where_that_helps_and_half_written_disks_come_first() {
+        let item = item_of(&[GIB, 3 * GIB]);
+        let mut target = server_of(&[GIB, GIB, 3 * GIB]);
+        target.volumes[1].content = Content::HalfWritten;
+        // Only the system disk's backup fits there, and it leaves its own disk for it.
+        let fitting = fit(&item, &target, &[], &Mapping::default());
+        assert!(fitting.is_whole());
+        assert_eq!(pairs(&fitting.mapping), named(&[("b0", "v1"), ("b1", "v2")]));
+        target.volumes.pop();
+        let fitting = fit(&item, &target, &[], &Mapping::default());
+        assert_eq!((fitting.missing, fitting.leaves_half_written), (vec![1], false));
+        target.volumes[0].content = Content::HalfWritten;
+        let fitting = fit(&item, &target, &[], &Mapping::default());
+        assert!(fitting.leaves_half_written, "one backup cannot mend both");
+    }
 }

@@ -8,6 +8,7 @@
 
 pub mod checkpoint;
 pub mod code;
+pub mod evidence;
 pub mod explain;
 pub mod fact;
 pub mod fit;

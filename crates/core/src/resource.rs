@@ -233,8 +233,33 @@ pub enum Content {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// A server with disks of these sizes: the system disk `v0` and so on.
+    pub(crate) fn server_of(sizes: &[u64]) -> Server {
+        let volume = |(index, size): (usize, &u64)| Volume {
+            id: VolumeId::asked(&format!("v{index}")),
+            name: "disk".to_owned(),
+            size_bytes: *size,
+            role: if index == 0 { VolumeRole::System } else { VolumeRole::Data },
+            status: VolumeStatus::Healthy,
+            sharing: Sharing::Exclusive,
+            storage: StorageClass::Ordinary,
+            encryption: Encryption::Plain,
+            content: Content::Whole,
+        };
+        Server {
+            id: ServerId::asked("server"),
+            project_id: ProjectId::new("project"),
+            name: "server".to_owned(),
+            kind: ServerKind::Kvm,
+            status: ServerStatus::Shutoff,
+            zone: "zone".to_owned(),
+            hardware: Hardware::default(),
+            volumes: sizes.iter().enumerate().map(volume).collect(),
+        }
+    }
 
     #[test]
     fn a_size_is_never_rounded_down() {

@@ -221,6 +221,8 @@ mod tests {
             let id = BlobId::of(&plain);
             let opened = decoder.decode_verified(&key(), &sealed[3..], shape, id).unwrap();
             assert_eq!(opened, plain);
+            let to_page = opened.as_ptr().align_offset(crate::pages::PAGE_BYTES);
+            assert_eq!(to_page, 0, "a restored disk is written past the page cache");
         }
     }
 

@@ -130,7 +130,8 @@ impl Repository<Indexed> {
                     bytes_max: u64::MAX,
                 };
                 let outcome = VerifyOutcome::default();
-                let outcome = self.verify_packs(&catalogue, &options, outcome, &NoProgress)?;
+                let outcome =
+                    self.verify_packs(&catalogue, &|_| true, &options, outcome, &NoProgress)?;
                 cancel.check()?;
                 report.read_bytes = outcome.read_bytes;
                 report.note_packs(outcome.damaged);

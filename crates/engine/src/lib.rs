@@ -65,4 +65,4 @@ pub use snapshot::{Snapshot, SnapshotMeta};
 pub use source::{Extent, ExtentKind, Sink, SinkError, Source, SourceError};
 pub use store::{StoreOptions, StoredVolume};
 pub use time::{InvalidTime, Timestamp};
-pub use verify::{VerifyOptions, VerifyOutcome};
+pub use verify::{Inventory, VerifyOptions, VerifyOutcome};

@@ -35,8 +35,11 @@ impl Vault {
     }
 
     pub(crate) fn exists(&self, name: &ObjectName) -> Result<bool, EngineError> {
-        let size = self.backend.find_size(name);
-        size.map(|size| size.is_some()).map_err(|error| EngineError::writing(name, error))
+        self.find_size(name).map(|size| size.is_some())
+    }
+
+    pub(crate) fn find_size(&self, name: &ObjectName) -> Result<Option<u64>, EngineError> {
+        self.backend.find_size(name).map_err(|error| EngineError::writing(name, error))
     }
 
     pub(crate) fn read_at(

@@ -10,7 +10,7 @@
 //! Invariant: a pack is passed over as sound only when all of it was read.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     num::NonZeroUsize,
     sync::{
         Mutex, PoisonError,
@@ -155,18 +155,59 @@ impl Repository<Indexed> {
             let object = ObjectName::Mark(id).to_string();
             outcome.problems.push(Problem { object, what });
         }
-        self.verify_packs(&catalogue, options, outcome, progress)
+        self.verify_packs(&catalogue, &|_| true, options, outcome, progress)
     }
 
-    /// The walk over packs alone.
+    /// What index and store say of packs now, for [`Self::find_misfits`] and
+    /// [`Self::verify_listed`]. Some 100 bytes of memory a pack.
+    pub fn take_inventory(&self) -> Result<Inventory, EngineError> {
+        let mut problems = Vec::new();
+        let catalogue = PackCatalogue::load(&self.vault, &mut problems)?;
+        Ok(Inventory { catalogue, problems })
+    }
+
+    /// Packs that are missing, or have another size than they must. Each was asked for by
+    /// its name: a list alone proves nothing, for stores give partial ones. Reads no pack.
+    pub fn find_misfits(&self, inventory: &Inventory) -> Result<Vec<PackDamage>, EngineError> {
+        let catalogue = &inventory.catalogue;
+        let mut found = Vec::new();
+        for misfit in catalogue.misfits() {
+            let Some(listed) = catalogue.packs.get(&misfit.pack) else { continue };
+            let name = ObjectName::Pack(misfit.pack);
+            let size = self.vault.find_size(&name)?;
+            let is_pruned =
+                size.is_none() && !self.vault.exists(&ObjectName::Index(listed.object))?;
+            if let Some(what) = what_is_wrong_with_size(size, *listed).filter(|_| !is_pruned) {
+                found.push(PackDamage { what, ..misfit });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Verifies packs alone, as far as the options say: those of an inventory that are
+    /// listed by index objects that are wanted.
+    pub fn verify_listed(
+        &self,
+        inventory: &Inventory,
+        is_wanted: &(dyn Fn(IndexId) -> bool + Sync),
+        options: &VerifyOptions,
+        progress: &dyn Progress,
+    ) -> Result<VerifyOutcome, EngineError> {
+        let outcome = VerifyOutcome::default();
+        self.verify_packs(&inventory.catalogue, is_wanted, options, outcome, progress)
+    }
+
+    /// The walk over packs alone, of those whose index object is wanted.
     pub(crate) fn verify_packs(
         &self,
         catalogue: &PackCatalogue,
+        is_wanted: &(dyn Fn(IndexId) -> bool + Sync),
         options: &VerifyOptions,
         outcome: VerifyOutcome,
         progress: &dyn Progress,
     ) -> Result<VerifyOutcome, EngineError> {
-        let packs = catalogue.packs.iter().map(|(id, listed)| (*id, listed.bytes));
+        let wanted = catalogue.packs.iter().filter(|(_, listed)| is_wanted(listed.object));
+        let packs = wanted.map(|(id, listed)| (*id, listed.bytes));
         let mut marked: HashMap<PackId, Vec<MarkId>> = HashMap::new();
         for (mark, damage) in self.state.marks.load(&self.vault)?.damage() {
             marked.entry(damage.pack).or_default().push(mark);
@@ -298,6 +339,26 @@ fn hash_pack(
     Ok(verdict)
 }
 
+/// Packs as index and store listed them at one time.
+#[derive(Debug)]
+pub struct Inventory {
+    catalogue: PackCatalogue,
+    /// Index objects that cannot be read: what they list is not in it.
+    pub problems: Vec<Problem>,
+}
+
+impl Inventory {
+    /// The index objects there were.
+    pub fn index_objects(&self) -> &BTreeSet<IndexId> {
+        &self.catalogue.index
+    }
+
+    /// The size of all packs, by the index.
+    pub fn bytes(&self) -> u64 {
+        self.catalogue.packs.values().map(|listed| listed.bytes).sum()
+    }
+}
+
 /// What the index objects say about each pack, in some 100 bytes a pack: its size, and a
 /// hash of its blobs. The blobs themselves are read again where something is wrong.
 #[derive(Debug, Default)]
@@ -305,6 +366,8 @@ pub(crate) struct PackCatalogue {
     packs: HashMap<PackId, ListedPack>,
     /// Sizes of the packs in the store.
     sizes: HashMap<PackId, u64>,
+    /// The index objects themselves.
+    index: BTreeSet<IndexId>,
     /// Blobs in the index, repeated ones counted each time.
     pub(crate) blobs: u64,
 }
@@ -322,10 +385,13 @@ impl PackCatalogue {
     pub(crate) fn load(vault: &Vault, problems: &mut Vec<Problem>) -> Result<Self, EngineError> {
         let mut catalogue = Self::default();
         for object in index::list_objects(vault)? {
+            catalogue.index.insert(object);
             match index::load_object(vault, object) {
                 Ok(packs) => packs.iter().for_each(|pack| catalogue.add(object, pack)),
                 // A prune replaces index objects.
-                Err(_) if !vault.exists(&ObjectName::Index(object))? => {}
+                Err(_) if !vault.exists(&ObjectName::Index(object))? => {
+                    catalogue.index.remove(&object);
+                }
                 Err(EngineError::Damaged { object, what }) => {
                     problems.push(Problem { object, what });
                 }
@@ -372,13 +438,17 @@ impl PackCatalogue {
     }
 
     fn what_is_wrong_with_size(&self, id: PackId, listed: ListedPack) -> Option<String> {
-        match self.sizes.get(&id) {
-            None => Some("missing".into()),
-            Some(size) if *size != listed.bytes => {
-                Some(format!("has {size} bytes, by the index {}", listed.bytes))
-            }
-            Some(_) => None,
+        what_is_wrong_with_size(self.sizes.get(&id).copied(), listed)
+    }
+}
+
+fn what_is_wrong_with_size(size: Option<u64>, listed: ListedPack) -> Option<String> {
+    match size {
+        None => Some("missing".into()),
+        Some(size) if size != listed.bytes => {
+            Some(format!("has {size} bytes, by the index {}", listed.bytes))
         }
+        Some(_) => None,
     }
 }
 

@@ -13,7 +13,7 @@ use kedge_core::job::Lease;
 use kedge_core::protect;
 use kedge_engine::Addressing;
 use kedge_engine::layer::Rates;
-use kedge_service::settings::{Kdf, Limits as ServiceLimits, Settings};
+use kedge_service::settings::{Kdf, Limits as ServiceLimits, Settings, Verify};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, OrFail as _};
@@ -21,6 +21,8 @@ use crate::{places, private, telemetry};
 
 /// Larger than any sensible configuration: a path that names something else is noticed.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+
+const DAY_SECS: u64 = 86_400;
 
 /// What a call may take beyond what the service gives itself, so that the service's own
 /// answer comes before the time-out.
@@ -48,6 +50,8 @@ pub(crate) struct Config {
     pub(crate) mover_operations_per_sec: Option<u64>,
     pub(crate) compression_level: i32,
     pub(crate) verify_before_store: bool,
+    pub(crate) verify_days: u64,
+    pub(crate) verify_bytes_per_sec: u64,
     pub(crate) lease_secs: u64,
     pub(crate) zones_without_backup: Vec<String>,
     pub(crate) shared_volumes: SharedVolumes,
@@ -170,6 +174,8 @@ impl Default for Config {
             mover_operations_per_sec: None,
             compression_level: settings.compression_level,
             verify_before_store: settings.verify_before_store,
+            verify_days: settings.verify.period.as_secs() / DAY_SECS,
+            verify_bytes_per_sec: settings.verify.rates.bytes_per_sec.unwrap_or(u64::MAX),
             lease_secs: settings.lease.length.as_secs(),
             zones_without_backup: settings.protect.zones_without_backup,
             shared_volumes: SharedVolumes::Allowed,
@@ -470,7 +476,7 @@ impl Config {
     }
 
     fn check_numbers(&self, problems: &mut Problems) {
-        problems.within("token_lifetime_secs", &self.token_lifetime_secs, (60, 30 * 86_400));
+        problems.within("token_lifetime_secs", &self.token_lifetime_secs, (60, 30 * DAY_SECS));
         problems.within("workers", &self.workers, (1, 256));
         problems.within("mover_threads", &self.mover_threads, (1, 64));
         // A chunk of 4 MiB takes 4 s at the least of these, and a mover that waits hears
@@ -481,6 +487,9 @@ impl Config {
         if let Some(rate) = &self.mover_operations_per_sec {
             problems.within("mover_operations_per_sec", rate, (1, 1_000_000));
         }
+        problems.within("verify_days", &self.verify_days, (1, 3650));
+        let rate = &self.verify_bytes_per_sec;
+        problems.within("verify_bytes_per_sec", rate, (1 << 20, 1 << 40));
         problems.within("compression_level", &self.compression_level, (-7, 19));
         if self.compression_level == 0 {
             problems.add("compression_level", "expected a level other than 0");
@@ -560,6 +569,13 @@ impl Config {
             mover_rates: Rates {
                 bytes_per_sec: self.mover_bytes_per_sec,
                 operations_per_sec: self.mover_operations_per_sec,
+            },
+            verify: Verify {
+                period: Duration::from_secs(self.verify_days * DAY_SECS),
+                rates: Rates {
+                    bytes_per_sec: Some(self.verify_bytes_per_sec),
+                    operations_per_sec: None,
+                },
             },
             kdf: Kdf::Strong,
         }

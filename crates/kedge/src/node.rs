@@ -65,6 +65,7 @@ pub(crate) struct Node {
     metrics: Metrics,
     workers: Option<Background>,
     reconcilers: Option<Background>,
+    watch: Option<Background>,
 }
 
 /// A task that ends when asked.
@@ -123,6 +124,7 @@ impl Node {
             metrics: Metrics::new(),
             workers: None,
             reconcilers: None,
+            watch: None,
         })
     }
 
@@ -130,7 +132,8 @@ impl Node {
         &self.app
     }
 
-    /// Begins to run jobs, and to clean up after those that died.
+    /// Begins to run jobs, to clean up after those that died, and to watch over what is
+    /// stored.
     pub(crate) fn start_workers(&mut self) {
         let owner = format!("{}-{}", std::process::id(), RandomIds.next_uuid());
         let app = self.app.clone();
@@ -141,6 +144,10 @@ impl Node {
         self.reconcilers.get_or_insert_with(|| {
             background(move |stop| async move { app.run_reconcilers(stop).await })
         });
+        let app = self.app.clone();
+        self.watch.get_or_insert_with(|| {
+            background(move |stop| async move { app.run_watch(stop).await })
+        });
     }
 
     /// Lets go of running jobs; whoever starts workers next goes on with them.
@@ -150,6 +157,9 @@ impl Node {
         }
         if let Some(reconcilers) = self.reconcilers.take() {
             reconcilers.end("the reconcilers").await;
+        }
+        if let Some(watch) = self.watch.take() {
+            watch.end("the watch").await;
         }
     }
 

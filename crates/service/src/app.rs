@@ -39,8 +39,10 @@ pub(crate) struct Parts {
     pub(crate) points: Points,
     /// What movers spend when they touch disks.
     pub(crate) disk_bucket: Arc<Bucket>,
+    /// What reading back spends.
+    pub(crate) verify_bucket: Arc<Bucket>,
     /// How quick restores were.
-    pub(crate) pace: RestorePace,
+    pub(crate) restore_pace: RestorePace,
     /// Jobs this process works on, so that none is ever worked on twice in it.
     pub(crate) running: Mutex<HashMap<JobId, Arc<Attempt>>>,
     /// Rung when a job was enqueued, so that a worker need not poll to be quick.
@@ -102,11 +104,13 @@ impl App {
         let limits = &wiring.settings.limits;
         let lookups =
             Lookups::new(wiring.cloud.clone(), limits.lookups_max, limits.lookups_per_project_max);
-        let disk_bucket = Arc::new(Bucket::new(wiring.settings.mover_rates, wiring.pace));
+        let disk_bucket = Arc::new(Bucket::new(wiring.settings.mover_rates, wiring.pace.clone()));
+        let verify_bucket = Arc::new(Bucket::new(wiring.settings.verify.rates, wiring.pace));
         Self {
             parts: Arc::new(Parts {
                 lookups,
                 disk_bucket,
+                verify_bucket,
                 store: wiring.store,
                 cloud: wiring.cloud,
                 repositories: wiring.repositories,
@@ -115,7 +119,7 @@ impl App {
                 ids: wiring.ids,
                 settings: wiring.settings,
                 points: wiring.points,
-                pace: RestorePace::default(),
+                restore_pace: RestorePace::default(),
                 running: Mutex::default(),
                 work_bell: Notify::new(),
             }),

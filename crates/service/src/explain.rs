@@ -8,8 +8,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use kedge_core::checkpoint::Item;
+use kedge_core::evidence::Evidence;
 use kedge_core::explain::{self, Explanation, Outlook, Subject};
-use kedge_core::fit::{Fitting, fit};
+use kedge_core::fit::fit;
 use kedge_core::ids::{ItemId, JobId, ProjectId, ServerId, VolumeId};
 use kedge_core::job::ClaimKind;
 use kedge_core::protect;
@@ -17,15 +18,18 @@ use kedge_core::refusal::Refusal;
 use kedge_core::restore::{self, Facts, Mapping, Question, RestorePlan};
 use kedge_core::status::ItemStatus;
 use kedge_core::time::Timestamp;
+use kedge_store::StoreError;
 
 use crate::app::{App, Parts};
 use crate::context::Context;
 use crate::error::Error;
-use crate::facts::Asker;
+use crate::facts::{Asker, distinct};
 use crate::pace::Estimate;
 
 /// Other backups of a server that are looked at for one refused question.
 const OTHER_ITEMS_MAX: u32 = 3;
+/// Servers whose backups, or that themselves, are looked up for a whole request.
+const SOURCES_MAX: usize = 16;
 /// Questions that are asked in place of refused ones, for a whole request.
 const OTHERS_MAX: usize = 64;
 
@@ -36,6 +40,8 @@ pub struct Explained<Plan> {
     pub explanation: Explanation<Plan>,
     /// About how long the plan takes; none without a plan or for a backup.
     pub estimate: Option<Estimate>,
+    /// What is known of the backup's bytes, of a backup that was seen.
+    pub evidence: Option<Evidence>,
     /// When it was given: ages of facts count from here.
     pub at: Timestamp,
 }
@@ -48,15 +54,17 @@ impl App {
         questions: Vec<Question>,
     ) -> Result<Vec<Explained<RestorePlan>>, Error> {
         let parts = &self.parts;
-        let facts = parts.facts_for_check(context, &questions).await?;
-        let outlooks = parts.look_out(context, &questions, &facts).await?;
-        let at = parts.clock.now();
+        let mut facts = parts.facts_for_check(context, &questions).await?;
+        let outlooks = parts.look_out(context, &questions, &mut facts).await;
+        let watch = parts.store.find_watch(context.project()).await?;
+        let (at, project) = (parts.clock.now(), context.project());
         let explained = |((question, facts), outlook)| {
             let explanation = explain::explain_restore(question, facts, outlook);
             let plan = explanation.verdict.as_ref().ok();
             let bytes = plan.map(|plan| plan.writes.iter().map(|write| write.data_bytes).sum());
-            let estimate = bytes.map(|bytes| parts.pace.estimate(bytes));
-            Explained { explanation, estimate, at }
+            let estimate = bytes.map(|bytes| parts.restore_pace.estimate(project, bytes));
+            let evidence = facts.item.seen().map(|item| watch.evidence(item.finished_at));
+            Explained { explanation, estimate, evidence, at }
         };
         Ok(questions.iter().zip(&facts).zip(&outlooks).map(explained).collect())
     }
@@ -69,145 +77,120 @@ impl App {
     ) -> Result<Vec<Explained<protect::ProtectPlan>>, Error> {
         let parts = &self.parts;
         let facts = parts.facts_for_protect_check(context, &questions).await?;
-        let servers: Vec<_> = questions
-            .iter()
-            .zip(&facts)
-            .filter(|(_, facts)| facts.server.seen().is_some() && facts.held.is_some())
-            .map(|(question, _)| question.server.clone())
-            .collect();
-        let jobs = parts.jobs_at(context.project(), &servers, &[]).await?;
+        let seen = facts.iter().filter_map(|facts| facts.server.seen());
+        let servers: Vec<_> = seen.map(|server| server.id.clone()).collect();
+        let jobs = parts.jobs_at(context.project(), &[], &servers, &[]).await;
+        let jobs = jobs.unwrap_or_else(|error| {
+            tracing::warn!("jobs are left out of explanations: {error}");
+            Vec::new()
+        });
         let outlook = Outlook { jobs, others: Vec::new() };
         let at = parts.clock.now();
         let settings = &parts.settings.protect;
         let explained = |(question, facts)| Explained {
             explanation: explain::explain_protect(question, facts, settings, &outlook),
             estimate: None,
+            evidence: None,
             at,
         };
         Ok(questions.iter().zip(&facts).map(explained).collect())
     }
 }
 
+type Job = (Subject, JobId, Option<u64>);
+
 impl Parts {
-    /// What refused questions could be mended with, one for each question.
+    /// What refused questions could be mended with, one for each question; and facts with
+    /// every disk of a refused target that is held, for a mapping may name any of them.
+    /// Goes without what cannot be had.
     async fn look_out(
         &self,
         context: &Context,
         questions: &[Question],
-        facts: &[Facts],
-    ) -> Result<Vec<Outlook>, Error> {
-        let refused: Vec<_> = questions
-            .iter()
-            .zip(facts)
-            .enumerate()
-            .filter(|(_, (question, facts))| restore::plan(question, facts).is_err())
+        facts: &mut [Facts],
+    ) -> Vec<Outlook> {
+        let refused: Vec<usize> = (0..questions.len())
+            .filter(|at| restore::plan(&questions[*at], &facts[*at]).is_err())
             .collect();
         let mut outlooks = vec![Outlook::default(); questions.len()];
-        let mut others: Vec<(usize, Question)> = Vec::new();
-        let time = self.time_for_facts(context);
-        for (at, (question, facts)) in refused {
-            outlooks[at].jobs = self.jobs_for(context.project(), question, facts).await?;
-            if others.len() < OTHERS_MAX {
-                let found = self.other_questions(context.project(), question, facts, time).await?;
-                others.extend(found.into_iter().map(|other| (at, other)));
-            }
+        let jobs = self.find_jobs(context.project(), &refused, facts).await;
+        let jobs = jobs.unwrap_or_else(|error| {
+            tracing::warn!("jobs are left out of explanations: {error}");
+            Vec::new()
+        });
+        for at in &refused {
+            outlooks[*at].jobs.clone_from(&jobs);
+            facts[*at].held_volumes.extend(jobs.iter().filter_map(|(subject, ..)| match subject {
+                Subject::Volume(id) => Some(id.clone()),
+                _ => None,
+            }));
         }
-        let asked: Vec<_> = others.iter().map(|(_, question)| question.clone()).collect();
-        if !asked.is_empty() {
-            let time = self.time_for_facts(context);
-            let seen = self.gather_restore(context.project(), &asked, Asker::Request, time).await?;
-            for ((at, question), facts) in others.into_iter().zip(seen) {
-                outlooks[at].others.push((question, facts));
-            }
-        }
-        Ok(outlooks)
-    }
-
-    /// Other backups of the same server to the same target, and this backup to the server
-    /// it was made of, where a mapping for it can be found.
-    async fn other_questions(
-        &self,
-        project: &ProjectId,
-        question: &Question,
-        facts: &Facts,
-        time: Duration,
-    ) -> Result<Vec<Question>, Error> {
-        let refusals = restore::violations(question, facts);
-        let item = facts.item.seen();
-        let mut others = Vec::new();
-        if let Some(target) = facts.target.seen()
-            && refusals.iter().any(|(_, refusal)| concerns_item(refusal))
-        {
-            let source = item.map_or(&question.server, |item| &item.source.id);
-            let items = self.store.latest_available_items(project, source, OTHER_ITEMS_MAX).await?;
-            for other in items.iter().filter(|other| other.id != question.item) {
-                let held = &facts.held_volumes;
-                let fitting = fit(other, target, held, &Mapping::default());
-                if fitting.is_whole() {
-                    let (item, mapping) = (other.id.clone(), fitting.mapping);
-                    others.push(Question { item, mapping, ..question.clone() });
+        match self.ask_others(context, questions, &refused, facts).await {
+            Ok(others) => {
+                for (at, question, facts) in others {
+                    outlooks[at].others.push((question, facts));
                 }
             }
+            Err(error) => tracing::warn!("other backups are left out of explanations: {error}"),
         }
-        if let Some(item) = item.filter(|item| item.source.id != question.server)
-            && refusals.iter().any(|(_, refusal)| concerns_server(refusal))
-        {
-            let source = item.source.id.clone();
-            let found = self.server_fact(project, &source, time).await;
-            let fitting = found.seen().map(|server| fit(item, server, &[], &Mapping::default()));
-            if let Some(fitting) = fitting.filter(Fitting::is_whole) {
-                let mapping = fitting.mapping;
-                others.push(Question { server: source, mapping, ..question.clone() });
-            }
-        }
-        Ok(others)
+        outlooks
     }
 
-    async fn jobs_for(
+    /// The project's jobs at the backups and targets of refused questions, and about how
+    /// long each still takes.
+    async fn find_jobs(
         &self,
         project: &ProjectId,
-        question: &Question,
-        facts: &Facts,
-    ) -> Result<Vec<(Subject, JobId, Option<u64>)>, Error> {
-        let mut jobs = Vec::new();
-        if let Some(item) = facts.item.seen()
-            && item.status == ItemStatus::Protecting
-        {
-            let left = seconds_left(item, self.clock.now());
-            jobs.push((Subject::Item(item.id.clone()), item.job_id.clone(), left));
+        refused: &[usize],
+        facts: &[Facts],
+    ) -> Result<Vec<Job>, StoreError> {
+        let mut items = Vec::new();
+        let (mut servers, mut volumes) = (Vec::new(), Vec::new());
+        for facts in refused.iter().map(|at| &facts[*at]) {
+            items.extend(facts.item.seen().map(|item| item.id.clone()));
+            if let Some(target) = facts.target.seen() {
+                servers.push(target.id.clone());
+                volumes.extend(target.volumes.iter().map(|volume| volume.id.clone()));
+            }
         }
-        if let Some(target) = facts.target.seen() {
-            let held = |id: &VolumeId| facts.held_volumes.contains(id);
-            let volumes = target.volumes.iter().map(|volume| volume.id.clone());
-            let volumes: Vec<_> = volumes.filter(held).collect();
-            let servers: Vec<_> = facts.held.map(|_| question.server.clone()).into_iter().collect();
-            jobs.extend(self.jobs_at(project, &servers, &volumes).await?);
-        }
+        let mut jobs = self.jobs_at(project, &items, &servers, &volumes).await?;
+        // A backup being made claims its server alone; it names its job itself.
+        let now = self.clock.now();
+        let items = refused.iter().filter_map(|at| facts[*at].item.seen());
+        jobs.extend(items.filter(|item| item.status == ItemStatus::Protecting).map(|item| {
+            (Subject::Item(item.id.clone()), item.job_id.clone(), seconds_left(item, now))
+        }));
         Ok(jobs)
     }
 
-    /// The project's jobs that hold these, and about how long each still takes.
     async fn jobs_at(
         &self,
         project: &ProjectId,
+        items: &[ItemId],
         servers: &[ServerId],
         volumes: &[VolumeId],
-    ) -> Result<Vec<(Subject, JobId, Option<u64>)>, Error> {
-        if servers.is_empty() && volumes.is_empty() {
-            return Ok(Vec::new());
-        }
-        let holders = self.store.holders(servers, volumes, None).await?;
-        let servers =
-            servers.iter().map(|id| (ClaimKind::Server, id.as_str(), Subject::Server(id.clone())));
-        let volumes =
-            volumes.iter().map(|id| (ClaimKind::Volume, id.as_str(), Subject::Volume(id.clone())));
-        let held: Vec<_> = servers
-            .chain(volumes)
-            .filter_map(|(kind, id, subject)| {
-                let (job, item) = holders.job(kind, id).zip(holders.item(kind, id))?;
-                Some((subject, job.clone(), item.clone()))
-            })
-            .collect();
+    ) -> Result<Vec<Job>, StoreError> {
+        let items = distinct(items.iter());
+        let (servers, volumes) = (distinct(servers.iter()), distinct(volumes.iter()));
+        let holders = self.store.holders(&servers, &volumes, None).await?;
+        let of_items = self.store.item_holders(&items).await?;
+        let item = |id: &ItemId| {
+            let held = of_items.job(ClaimKind::Item, id.as_str())?;
+            Some((Subject::Item(id.clone()), held.clone(), id.clone()))
+        };
+        let server = |id: &ServerId| {
+            let key = (ClaimKind::Server, id.as_str());
+            let (job, item) = holders.job(key.0, key.1).zip(holders.item(key.0, key.1))?;
+            Some((Subject::Server(id.clone()), job.clone(), item.clone()))
+        };
+        let volume = |id: &VolumeId| {
+            let key = (ClaimKind::Volume, id.as_str());
+            let (job, item) = holders.job(key.0, key.1).zip(holders.item(key.0, key.1))?;
+            Some((Subject::Volume(id.clone()), job.clone(), item.clone()))
+        };
+        let mut held: Vec<_> = items.iter().filter_map(item).collect();
+        held.extend(servers.iter().filter_map(server));
+        held.extend(volumes.iter().filter_map(volume));
         let ids: Vec<ItemId> = held.iter().map(|(.., item)| item.clone()).collect();
         // A job whose item is not the project's is nobody's business here.
         let items = self.store.find_items(project, &ids).await?;
@@ -217,6 +200,80 @@ impl Parts {
             Some((subject, job, seconds_left(items.get(&item)?, now)))
         });
         Ok(known.collect())
+    }
+
+    /// Asks about other backups of the same server, and about the server that was backed
+    /// up, in place of refused questions. The first numbers say of which.
+    async fn ask_others(
+        &self,
+        context: &Context,
+        questions: &[Question],
+        refused: &[usize],
+        facts: &[Facts],
+    ) -> Result<Vec<(usize, Question, Facts)>, StoreError> {
+        let project = context.project();
+        let concerns = |at: usize, is_such: fn(&Refusal) -> bool| {
+            let violations = restore::violations(&questions[at], &facts[at]);
+            violations.iter().any(|(_, refusal)| is_such(refusal))
+        };
+        let source = |at: usize| match facts[at].item.seen() {
+            Some(item) => item.source.id.clone(),
+            None => questions[at].server.clone(),
+        };
+        let mut asked: Vec<(usize, Question)> = Vec::new();
+
+        let for_items: Vec<usize> =
+            refused.iter().copied().filter(|at| concerns(*at, concerns_item)).collect();
+        let mut others: HashMap<ServerId, Vec<Item>> = HashMap::new();
+        for server in distinct(for_items.iter().map(|at| source(*at)).collect::<Vec<_>>().iter())
+            .into_iter()
+            .take(SOURCES_MAX)
+        {
+            let items =
+                self.store.latest_available_items(project, &server, OTHER_ITEMS_MAX).await?;
+            others.insert(server, items);
+        }
+        for at in for_items {
+            let Some(target) = facts[at].target.seen() else { continue };
+            let question = &questions[at];
+            let items = others.get(&source(at)).into_iter().flatten();
+            for other in items.filter(|other| other.id != question.item) {
+                let fitting = fit(other, target, &facts[at].held_volumes, &Mapping::default());
+                if fitting.is_whole() {
+                    let (item, mapping) = (other.id.clone(), fitting.mapping);
+                    asked.push((at, Question { item, mapping, ..question.clone() }));
+                }
+            }
+        }
+
+        let for_servers: Vec<usize> = refused
+            .iter()
+            .copied()
+            .filter(|at| source(*at) != questions[*at].server && concerns(*at, concerns_server))
+            .collect();
+        let sources: Vec<ServerId> =
+            distinct(for_servers.iter().map(|at| source(*at)).collect::<Vec<_>>().iter());
+        let sources = &sources[..sources.len().min(SOURCES_MAX)];
+        let servers = self.server_facts(project, sources, self.time_for_facts(context)).await;
+        for at in for_servers {
+            let server = servers.get(&source(at)).and_then(|fact| fact.seen());
+            let Some((item, server)) = facts[at].item.seen().zip(server) else { continue };
+            let fitting = fit(item, server, &[], &Mapping::default());
+            if fitting.is_whole() {
+                let (server, mapping) = (server.id.clone(), fitting.mapping);
+                asked.push((at, Question { server, mapping, ..questions[at].clone() }));
+            }
+        }
+
+        asked.truncate(OTHERS_MAX);
+        if asked.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (numbers, asked): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
+        let time = self.time_for_facts(context);
+        let seen = self.gather_restore(project, &asked, Asker::Request, time).await?;
+        let all = numbers.into_iter().zip(asked).zip(seen);
+        Ok(all.map(|((at, question), facts)| (at, question, facts)).collect())
     }
 }
 

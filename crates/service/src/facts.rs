@@ -114,16 +114,14 @@ impl Parts {
             .collect())
     }
 
-    /// One server as a caller sees it.
-    pub(crate) async fn server_fact(
+    /// Servers as a caller sees them.
+    pub(crate) async fn server_facts(
         &self,
         project: &ProjectId,
-        id: &ServerId,
+        ids: &[ServerId],
         time_left: Duration,
-    ) -> Fact<Server> {
-        let ids = std::slice::from_ref(id);
-        let mut found = self.find_servers(project, ids, Asker::Request, time_left).await;
-        found.remove(id).unwrap_or(Fact::Absent)
+    ) -> HashMap<ServerId, Fact<Server>> {
+        self.find_servers(project, ids, Asker::Request, time_left).await
     }
 
     async fn find_servers(
@@ -320,7 +318,7 @@ fn held_volumes(holders: &Holders) -> Vec<VolumeId> {
     holders.ids(ClaimKind::Volume).map(VolumeId::asked).collect()
 }
 
-fn distinct<'a, T: Clone + Ord + 'a>(ids: impl Iterator<Item = &'a T>) -> Vec<T> {
+pub(crate) fn distinct<'a, T: Clone + Ord + 'a>(ids: impl Iterator<Item = &'a T>) -> Vec<T> {
     let mut ids: Vec<T> = ids.cloned().collect();
     ids.sort();
     ids.dedup();

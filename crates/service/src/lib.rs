@@ -23,6 +23,7 @@ pub mod repositories;
 pub mod restore;
 pub mod rotation;
 pub mod settings;
+pub mod watch;
 
 mod access;
 mod adapt;

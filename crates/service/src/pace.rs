@@ -1,17 +1,20 @@
 //! About how long a restore takes: as long as those before it did.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// So many restores back go the estimates.
+use kedge_core::ids::ProjectId;
+
+/// So many restores of a project back go the estimates.
 const REMEMBERED: usize = 16;
 /// What is assumed before any restore ran, and said to be.
 const ASSUMED_BYTES_PER_SEC: u64 = 100 << 20;
 
-/// How quick this process's restores were.
+/// How quick this process's restores were, of each project for itself: nobody learns from
+/// an estimate what others do.
 #[derive(Debug, Default)]
-pub(crate) struct RestorePace(Mutex<VecDeque<(u64, Duration)>>);
+pub(crate) struct RestorePace(Mutex<HashMap<ProjectId, VecDeque<(u64, Duration)>>>);
 
 /// About how long a restore takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,19 +36,21 @@ pub enum Basis {
 
 impl RestorePace {
     /// A restore of so many bytes of data, read back, took so long.
-    pub(crate) fn note(&self, data_bytes: u64, took: Duration) {
+    pub(crate) fn note(&self, project: &ProjectId, data_bytes: u64, took: Duration) {
         if data_bytes == 0 || took.is_zero() {
             return;
         }
-        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut projects = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = projects.entry(project.clone()).or_default();
         seen.push_back((data_bytes, took));
         if seen.len() > REMEMBERED {
             seen.pop_front();
         }
     }
 
-    pub(crate) fn estimate(&self, data_bytes: u64) -> Estimate {
-        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn estimate(&self, project: &ProjectId, data_bytes: u64) -> Estimate {
+        let projects = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen: Vec<_> = projects.get(project).into_iter().flatten().collect();
         let bytes: u64 = seen.iter().map(|(bytes, _)| bytes).sum();
         let millis: u128 = seen.iter().map(|(_, took)| took.as_millis()).sum();
         let (millis, bytes, basis) = if bytes == 0 || millis == 0 {
@@ -66,19 +71,22 @@ mod tests {
     #[test]
     fn estimates_rest_on_the_last_restores_and_say_so() {
         let pace = RestorePace::default();
+        let ours = ProjectId::new("ours");
         let assumed = Basis::Assumed(ASSUMED_BYTES_PER_SEC);
-        assert_eq!(pace.estimate(250 << 20), Estimate { seconds: 3, basis: assumed });
-        pace.note(0, Duration::from_secs(9));
-        pace.note(5, Duration::ZERO);
-        assert_eq!(pace.estimate(0), Estimate { seconds: 0, basis: assumed });
-        pace.note(1000, Duration::from_secs(10));
-        pace.note(3000, Duration::from_secs(10));
+        assert_eq!(pace.estimate(&ours, 250 << 20), Estimate { seconds: 3, basis: assumed });
+        pace.note(&ours, 0, Duration::from_secs(9));
+        pace.note(&ours, 5, Duration::ZERO);
+        assert_eq!(pace.estimate(&ours, 0), Estimate { seconds: 0, basis: assumed });
+        pace.note(&ours, 1000, Duration::from_secs(10));
+        pace.note(&ours, 3000, Duration::from_secs(10));
         let measured = Basis::Measured(2);
-        assert_eq!(pace.estimate(400), Estimate { seconds: 2, basis: measured });
-        assert_eq!(pace.estimate(401), Estimate { seconds: 3, basis: measured });
+        assert_eq!(pace.estimate(&ours, 400), Estimate { seconds: 2, basis: measured });
+        assert_eq!(pace.estimate(&ours, 401), Estimate { seconds: 3, basis: measured });
         for _ in 0..REMEMBERED {
-            pace.note(1, Duration::from_secs(1));
+            pace.note(&ours, 1, Duration::from_secs(1));
         }
-        assert_eq!(pace.estimate(7).seconds, 7);
+        assert_eq!(pace.estimate(&ours, 7).seconds, 7);
+        // Another project's are its own.
+        assert_eq!(pace.estimate(&ProjectId::new("theirs"), 250 << 20).basis, assumed);
     }
 }

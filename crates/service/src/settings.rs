@@ -27,8 +27,28 @@ pub struct Settings {
     pub mover_threads: usize,
     /// What all movers together may read from and write to disks.
     pub mover_rates: Rates,
+    /// How what is stored is read back.
+    pub verify: Verify,
     /// Cost of the key derivation of new repositories.
     pub kdf: Kdf,
+}
+
+/// How what is stored is read back in the background.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verify {
+    /// In this time everything is read once.
+    pub period: Duration,
+    /// What reading back may take from stores, over all repositories.
+    pub rates: Rates,
+}
+
+impl Default for Verify {
+    fn default() -> Self {
+        Self {
+            period: Duration::from_secs(30 * 24 * 60 * 60),
+            rates: Rates { bytes_per_sec: Some(50 << 20), operations_per_sec: None },
+        }
+    }
 }
 
 /// Cost of the key derivation of new repositories.
@@ -71,6 +91,7 @@ impl Default for Settings {
             verify_before_store: true,
             mover_threads: 2,
             mover_rates: Rates::default(),
+            verify: Verify::default(),
             kdf: Kdf::Strong,
         }
     }

@@ -39,6 +39,9 @@ pub(crate) enum Judged {
 /// What is known of damage in the repositories of all projects.
 pub(crate) struct Wholeness {
     projects: Mutex<HashMap<ProjectId, Known>>,
+    /// Repositories that lost an index object, and how often that was noticed: what it
+    /// listed is not recorded anywhere, so lists are walked as if there were marks.
+    losses: Mutex<HashMap<ProjectId, u64>>,
     walks: Arc<Semaphore>,
 }
 
@@ -66,7 +69,11 @@ impl fmt::Debug for Wholeness {
 
 impl Default for Wholeness {
     fn default() -> Self {
-        Self { projects: Mutex::default(), walks: Arc::new(Semaphore::new(WALKS_MAX)) }
+        Self {
+            projects: Mutex::default(),
+            losses: Mutex::default(),
+            walks: Arc::new(Semaphore::new(WALKS_MAX)),
+        }
     }
 }
 
@@ -95,6 +102,22 @@ impl Drop for Known {
 }
 
 impl Wholeness {
+    /// An index object of the project's repository is gone: no list is whole until it was
+    /// walked again.
+    pub(crate) fn note_lost_index(&self, project: &ProjectId) {
+        let mut losses = self.losses.lock().unwrap_or_else(PoisonError::into_inner);
+        *losses.entry(project.clone()).or_default() += 1;
+    }
+
+    /// Every list was walked since, and was whole.
+    pub(crate) fn forget_lost_index(&self, project: &ProjectId) {
+        self.losses.lock().unwrap_or_else(PoisonError::into_inner).remove(project);
+    }
+
+    fn losses_of(&self, project: &ProjectId) -> Option<u64> {
+        self.losses.lock().unwrap_or_else(PoisonError::into_inner).get(project).copied()
+    }
+
     /// The answers for these snapshots, begun where nobody has asked yet.
     fn answers(
         &self,
@@ -169,8 +192,8 @@ impl Repositories {
         let repository = self.get(project).await?;
         let asked = Arc::clone(&repository);
         match blocking(move || asked.has_damage()).await {
-            Ok(false) => Ok(Judged::Whole),
-            Ok(true) => {
+            Ok(false) if self.wholeness.losses_of(project).is_none() => Ok(Judged::Whole),
+            Ok(_) => {
                 let answers = self.wholeness.answers(&repository, project, objects, ids);
                 Ok(Judged::Walked(answers))
             }
@@ -181,18 +204,21 @@ impl Repositories {
         }
     }
 
-    /// `None` where there are no marks: that needs no key.
+    /// `None` where there are no marks and nothing was lost: that needs no key.
     async fn marks_and_index(
         &self,
         project: &ProjectId,
     ) -> Result<Option<Objects>, RepositoryError> {
         let backend = self.places.backend(project)?;
+        let losses = self.wholeness.losses_of(project);
         blocking(move || {
             let list = |kind| {
                 let listed = backend.list(kind).map_err(EngineError::List)?.into_iter();
                 Ok::<_, EngineError>(listed.map(|one| one.name.to_string()).collect())
             };
-            let marks: BTreeSet<String> = list(ObjectKind::Mark)?;
+            let mut marks: BTreeSet<String> = list(ObjectKind::Mark)?;
+            // Walks of before a loss hold no longer.
+            marks.extend(losses.map(|count| format!("{count} lost index objects")));
             if marks.is_empty() {
                 return Ok(None);
             }

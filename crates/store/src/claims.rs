@@ -61,6 +61,23 @@ impl Store {
         let servers = servers.iter().map(|id| (ClaimKind::Server, id.as_str()));
         let volumes = volumes.iter().map(|id| (ClaimKind::Volume, id.as_str()));
         let wanted: Vec<_> = servers.chain(volumes).collect();
+        self.holders_of(&wanted, except).await
+    }
+
+    /// Which jobs work on these items.
+    ///
+    /// # Errors
+    /// The catalogue does not answer, or too many ids are asked for.
+    pub async fn item_holders(&self, items: &[ItemId]) -> Result<Holders> {
+        let wanted: Vec<_> = items.iter().map(|id| (ClaimKind::Item, id.as_str())).collect();
+        self.holders_of(&wanted, None).await
+    }
+
+    async fn holders_of(
+        &self,
+        wanted: &[(ClaimKind, &str)],
+        except: Option<&JobId>,
+    ) -> Result<Holders> {
         if wanted.len() > IDS_MAX {
             return Err(StoreError::TooMany { asked: wanted.len(), most: IDS_MAX });
         }
@@ -69,7 +86,7 @@ impl Store {
              FROM claims c JOIN jobs j ON j.id = c.job_id WHERE c.job_id <> ",
         );
         builder.push_bind(except.map_or("", JobId::as_str).to_owned());
-        push_objects(&mut builder, "c.", &wanted);
+        push_objects(&mut builder, "c.", wanted);
         let mut tx = self.read().await?;
         let rows: Vec<(String, String, String, String)> =
             tx.built_as(&mut builder).fetch_all(tx.conn()).await?;

@@ -25,6 +25,7 @@ mod repositories;
 mod restores;
 mod text;
 mod tokens;
+mod watches;
 
 pub use claims::Holders;
 pub use db::{Outage, Store};

@@ -15,6 +15,26 @@ pub struct Explanation {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub plan: Option<Plan>,
+    /// What is known of the backup's bytes; of a restore whose backup is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub evidence: Option<Evidence>,
+}
+
+/// What is known of a backup's bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Evidence {
+    /// `B`: every byte was read back and hashed since it was stored; `C`: every pack was
+    /// there since, as large as it must be; `D`: only the catalogue speaks of it.
+    pub grade: String,
+    /// Every byte was read back after this moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub read_since: Option<String>,
+    /// Every pack was there at this moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub present_at: Option<String>,
 }
 
 /// A rule that refuses.
@@ -76,10 +96,10 @@ pub struct Repair {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub volume_ids: Option<Vec<String>>,
-    /// By how many GB to extend each of `volume_ids`, rounded up.
+    /// The disks to extend, and by how much.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
-    pub extend_by_gb: Option<Vec<u64>>,
+    pub extend: Option<Vec<Extension>>,
     /// Disks that the backups would fit on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
@@ -104,6 +124,15 @@ pub struct Repair {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub setting: Option<String>,
+}
+
+/// A disk to extend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Extension {
+    /// The disk.
+    pub volume_id: String,
+    /// By so many GB, rounded up.
+    pub by_gb: u64,
 }
 
 /// A disk that a disk backup fits on.

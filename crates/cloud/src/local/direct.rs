@@ -84,25 +84,41 @@ mod tests {
     use super::*;
 
     #[test]
+    fn whole_blocks_from_a_block_on_go_past_the_page_cache() {
+        let (memory, start) = at_block(&vec![0; 3 * BYTES_MIN]);
+        for (from, len, offset, expected) in CASES {
+            let bytes = &memory[start + from..start + from + len];
+            assert_eq!(whole_blocks(bytes, offset), expected, "{from} {len} {offset}");
+        }
+    }
+
+    /// From where in memory, how much, to which offset, and how much of it goes the way.
+    const CASES: [(usize, usize, u64, usize); 7] = [
+        (0, BYTES_MIN, 0, BYTES_MIN),
+        (0, BYTES_MIN + 1, BLOCK_BYTES as u64, BYTES_MIN),
+        (0, 2 * BYTES_MIN + BLOCK_BYTES - 1, 7 * BLOCK_BYTES as u64, 2 * BYTES_MIN),
+        (0, BYTES_MIN - 1, 0, 0),
+        (0, BYTES_MIN, 1, 0),
+        (7, BYTES_MIN, 0, 0),
+        (0, 0, 0, 0),
+    ];
+
+    fn at_block(all: &[u8]) -> (Vec<u8>, usize) {
+        let mut memory: Vec<u8> = Vec::with_capacity(all.len() + BLOCK_BYTES);
+        let start = memory.as_ptr().align_offset(BLOCK_BYTES);
+        memory.resize(start, 0);
+        memory.extend_from_slice(all);
+        (memory, start)
+    }
+
+    #[test]
     fn what_goes_past_the_page_cache_and_what_does_not_add_up() {
         let file = tempfile::tempfile().unwrap();
         // Where there is no such way, all of this goes the usual one.
         let (writing, reading) = (Direct::writing(&file), Direct::reading(&file));
         let noise: Vec<u8> = (0..=250).cycle().take(3 * BYTES_MIN).collect();
-        let mut memory: Vec<u8> = Vec::with_capacity(noise.len() + BLOCK_BYTES);
-        let start = memory.as_ptr().align_offset(BLOCK_BYTES);
-        memory.resize(start, 0);
-        memory.extend_from_slice(&noise);
-        let block = BLOCK_BYTES as u64;
-        for (from, len, offset, expected) in [
-            (0, BYTES_MIN, 0, BYTES_MIN),
-            (0, BYTES_MIN + 1, block, BYTES_MIN),
-            (0, 2 * BYTES_MIN + BLOCK_BYTES - 1, 7 * block, 2 * BYTES_MIN),
-            (0, BYTES_MIN - 1, 0, 0),
-            (0, BYTES_MIN, 1, 0),
-            (7, BYTES_MIN, 0, 0),
-            (0, 0, 0, 0),
-        ] {
+        let (mut memory, start) = at_block(&noise);
+        for (from, len, offset, expected) in CASES {
             file.set_len(0).unwrap();
             let range = start + from..start + from + len;
             let bytes = &memory[range.clone()];

@@ -83,11 +83,13 @@ pub enum Repair {
     AttachVolumes(Vec<VolumeId>),
     /// Attach disks like these to the target, and send the backups there.
     AddVolumes(Vec<Need>),
+    /// Attach a disk to the server.
+    AttachDisk(ServerId),
     /// Bring these disks into a state in which they can be written.
     MendVolumes(Vec<VolumeId>),
     /// Detach disks of which only half is written.
     DetachVolumes(Vec<VolumeId>),
-    /// Leave these disks out of the backup.
+    /// Leave these disks out when backing up.
     ExcludeVolumes(Vec<VolumeId>),
     /// Restore these disks, or detach them.
     RestoreVolumes(Vec<VolumeId>),
@@ -181,10 +183,11 @@ impl Need {
     }
 }
 
-/// What is waited for, and the longest of the jobs at it.
+/// What is waited for, and the longest of the jobs at it; one of which that is not known
+/// may be the longest.
 fn wait(outlook: &Outlook, until: Until, subjects: &[Subject]) -> Repair {
     let at_it = outlook.jobs.iter().filter(|(subject, ..)| subjects.contains(subject));
-    let longest = at_it.max_by_key(|(_, _, seconds)| *seconds);
+    let longest = at_it.max_by_key(|(_, _, seconds)| seconds.unwrap_or(u64::MAX));
     Repair::Wait(Wait {
         until,
         job: longest.map(|(_, job, _)| job.clone()),
@@ -192,13 +195,9 @@ fn wait(outlook: &Outlook, until: Until, subjects: &[Subject]) -> Repair {
     })
 }
 
-fn saw(
-    subject: impl Fn() -> Subject,
-    what: &[(&'static str, &str)],
-    at: Option<Timestamp>,
-) -> Vec<Saw> {
+fn saw(subject: &Subject, what: &[(&'static str, &str)], at: Option<Timestamp>) -> Vec<Saw> {
     let one = |(property, value): &(&'static str, &str)| Saw {
-        subject: subject(),
+        subject: subject.clone(),
         property,
         value: (*value).to_owned(),
         at,

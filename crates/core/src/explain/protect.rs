@@ -8,6 +8,9 @@ use crate::protect::{self, Facts, ProtectPlan, Question, Settings};
 use crate::refusal::Refusal;
 use crate::resource::{Content, SERVER_TYPE, ServerStatus, Sharing, StorageClass, Volume};
 
+/// The rule about the server's own status.
+const STATUS_RULE: &str = "status_is_settled";
+
 /// Explains the answer to a question about a server.
 pub fn explain_protect(
     question: &Question,
@@ -20,8 +23,8 @@ pub fn explain_protect(
         .into_iter()
         .map(|(rule, refusal)| Violation {
             rule,
-            saw: explainer.saw(&refusal),
-            repairs: explainer.repairs(&refusal),
+            saw: explainer.saw(rule, &refusal),
+            repairs: explainer.repairs(rule, &refusal),
             refusal,
         })
         .collect();
@@ -35,37 +38,66 @@ struct ProtectExplainer<'a> {
 }
 
 impl ProtectExplainer<'_> {
-    fn repairs(&self, refusal: &Refusal) -> Vec<Repair> {
+    fn repairs(&self, rule: &str, refusal: &Refusal) -> Vec<Repair> {
         let server = || self.question.server.clone();
         match refusal {
             Refusal::TypeNotProtectable { .. } => vec![Repair::NameType(SERVER_TYPE)],
             Refusal::ServerNotFound(_)
             | Refusal::ServerTerminated(_)
             | Refusal::KindNotProtectable(..) => vec![Repair::NameServer],
-            Refusal::ServerBusy(_) => vec![match self.facts.server.seen().map(|it| it.status) {
-                Some(ServerStatus::Error) => Repair::MendServer(server()),
-                Some(ServerStatus::VerifyResize) => Repair::EndResize(server()),
-                _ => self.wait(),
-            }],
+            // Two rules answer so: one looks at the server's status, one at our jobs.
+            Refusal::ServerBusy(_) => match self.facts.server.seen().map(|it| it.status) {
+                Some(ServerStatus::Error) if rule == STATUS_RULE => {
+                    vec![Repair::MendServer(server())]
+                }
+                Some(ServerStatus::VerifyResize) if rule == STATUS_RULE => {
+                    vec![Repair::EndResize(server())]
+                }
+                _ => vec![self.wait()],
+            },
             Refusal::ManualBackupRunning(_) | Refusal::AutomaticBackupRunning(_) => {
                 vec![self.wait()]
             }
             Refusal::ZoneWithoutBackup(_) => vec![Repair::ChangeSettings("zones_without_backup")],
-            Refusal::NoVolumeToProtect(_) => vec![Repair::AddVolumes(Vec::new())],
+            Refusal::NoVolumeToProtect(_) => vec![Repair::AttachDisk(server())],
             Refusal::DedicatedStorage(..) | Refusal::StorageUnsupported(_) => {
                 let such = self.volumes_where(|it| it.storage != StorageClass::Ordinary);
-                self.exclude(&such).into_iter().chain([Repair::MoveVolumes(such)]).collect()
+                let exclude = self.exclude(&such);
+                std::iter::once(Repair::MoveVolumes(such)).chain(exclude).collect()
             }
             Refusal::SharedVolumeProtect(volumes, _) => {
                 let settings = Repair::ChangeSettings("shared_volumes");
-                self.exclude(volumes).into_iter().chain([settings]).collect()
+                std::iter::once(settings).chain(self.exclude(volumes)).collect()
             }
             Refusal::HalfWritten(volumes, _) => {
                 let restore = Repair::RestoreVolumes(volumes.clone());
                 std::iter::once(restore).chain(self.exclude(volumes)).collect()
             }
             Refusal::Unknown(_) => vec![wait(self.outlook, Until::SourceAnswers, &[])],
-            _ => Vec::new(),
+            // Not answers to this question.
+            Refusal::ItemNotFound(_)
+            | Refusal::ItemNotAvailable(_)
+            | Refusal::ItemExecuting(_)
+            | Refusal::TypeNotRestorable { .. }
+            | Refusal::KindNotRestorable(_)
+            | Refusal::KindMismatch { .. }
+            | Refusal::TargetStatus(_)
+            | Refusal::TargetHeld
+            | Refusal::ZoneMismatch(..)
+            | Refusal::NoVolumeToRestore(_)
+            | Refusal::NotOfThisItem(..)
+            | Refusal::PartialRestore(_)
+            | Refusal::VolumeNotAttached(_)
+            | Refusal::SharedVolumeRestore(..)
+            | Refusal::DataOntoSystem(_)
+            | Refusal::TargetTooSmall { .. }
+            | Refusal::VolumeNotWritable(_)
+            | Refusal::EncryptionMismatch(..)
+            | Refusal::VolumeHeld(_)
+            | Refusal::SnapshotMissing(_)
+            | Refusal::DataDamaged(_)
+            | Refusal::Unseen(_)
+            | Refusal::TooManyTags => Vec::new(),
         }
     }
 
@@ -87,10 +119,13 @@ impl ProtectExplainer<'_> {
         (!rest.is_empty()).then(|| Repair::ExcludeVolumes(volumes.to_vec()))
     }
 
-    fn saw(&self, refusal: &Refusal) -> Vec<Saw> {
+    fn saw(&self, rule: &str, refusal: &Refusal) -> Vec<Saw> {
         let of_server = |property, value: &str| {
-            let subject = || Subject::Server(self.question.server.clone());
-            saw(subject, &[(property, value)], at(&self.facts.server))
+            saw(
+                &Subject::Server(self.question.server.clone()),
+                &[(property, value)],
+                at(&self.facts.server),
+            )
         };
         let server = self.facts.server.seen();
         match refusal {
@@ -102,8 +137,8 @@ impl ProtectExplainer<'_> {
             Refusal::ServerBusy(_)
             | Refusal::ManualBackupRunning(_)
             | Refusal::AutomaticBackupRunning(_) => match self.facts.held {
-                Some(held) => of_server("held_by", held.as_str()),
-                None => of_server("status", server.map_or("", |it| it.status.as_str())),
+                Some(held) if rule != STATUS_RULE => of_server("held_by", held.as_str()),
+                Some(_) | None => of_server("status", server.map_or("", |it| it.status.as_str())),
             },
             Refusal::ZoneWithoutBackup(_) => of_server("az", server.map_or("", |it| &it.zone)),
             Refusal::NoVolumeToProtect(_) => of_server("volumes", "none"),
@@ -113,7 +148,31 @@ impl ProtectExplainer<'_> {
             Refusal::SharedVolumeProtect(..) => self.saw_volumes(refusal, "sharing", |_| "shared"),
             Refusal::HalfWritten(..) => self.saw_volumes(refusal, "content", |_| "half_written"),
             Refusal::Unknown(why) => unknown(*why),
-            _ => Vec::new(),
+            // Of what is not there nothing was seen; the others answer other questions.
+            Refusal::ServerNotFound(_)
+            | Refusal::ItemNotFound(_)
+            | Refusal::ItemNotAvailable(_)
+            | Refusal::ItemExecuting(_)
+            | Refusal::TypeNotRestorable { .. }
+            | Refusal::KindNotRestorable(_)
+            | Refusal::KindMismatch { .. }
+            | Refusal::TargetStatus(_)
+            | Refusal::TargetHeld
+            | Refusal::ZoneMismatch(..)
+            | Refusal::NoVolumeToRestore(_)
+            | Refusal::NotOfThisItem(..)
+            | Refusal::PartialRestore(_)
+            | Refusal::VolumeNotAttached(_)
+            | Refusal::SharedVolumeRestore(..)
+            | Refusal::DataOntoSystem(_)
+            | Refusal::TargetTooSmall { .. }
+            | Refusal::VolumeNotWritable(_)
+            | Refusal::EncryptionMismatch(..)
+            | Refusal::VolumeHeld(_)
+            | Refusal::SnapshotMissing(_)
+            | Refusal::DataDamaged(_)
+            | Refusal::Unseen(_)
+            | Refusal::TooManyTags => Vec::new(),
         }
     }
 

@@ -169,10 +169,8 @@ impl Explainer<'_> {
         let unfit = self.pairs_where(|_, volume| volume.status != VolumeStatus::Healthy);
         let are_all_busy = unfit.iter().all(|(_, v)| v.status == VolumeStatus::Busy);
         let wait = Until::VolumesAreFree(ids(&unfit));
-        let mend = match are_all_busy {
-            true => self.wait(wait, &[]),
-            false => Repair::MendVolumes(ids(&unfit)),
-        };
+        let mend =
+            if are_all_busy { self.wait(wait, &[]) } else { Repair::MendVolumes(ids(&unfit)) };
         std::iter::once(mend).chain(self.map()).collect()
     }
 
@@ -357,7 +355,21 @@ impl Explainer<'_> {
                 half.map(|volume| self.saw_volume(volume, "content", "half_written")).collect()
             }
             Refusal::Unknown(why) => unknown(*why),
-            _ => Vec::new(),
+            // Of what is not there nothing was seen; the others answer other questions.
+            Refusal::ServerNotFound(_)
+            | Refusal::ItemExecuting(_)
+            | Refusal::TypeNotProtectable { .. }
+            | Refusal::KindNotProtectable(..)
+            | Refusal::ServerBusy(_)
+            | Refusal::ManualBackupRunning(_)
+            | Refusal::AutomaticBackupRunning(_)
+            | Refusal::ZoneWithoutBackup(_)
+            | Refusal::NoVolumeToProtect(_)
+            | Refusal::DedicatedStorage(..)
+            | Refusal::StorageUnsupported(_)
+            | Refusal::SharedVolumeProtect(..)
+            | Refusal::Unseen(_)
+            | Refusal::TooManyTags => Vec::new(),
         }
     }
 
@@ -367,17 +379,15 @@ impl Explainer<'_> {
         value: &str,
         at: Option<Timestamp>,
     ) -> Vec<Saw> {
-        saw(|| Subject::Item(self.question.item.clone()), &[(property, value)], at)
+        saw(&Subject::Item(self.question.item.clone()), &[(property, value)], at)
     }
 
     fn saw_item(&self, what: &[(&'static str, &str)]) -> Vec<Saw> {
-        let subject = || Subject::Item(self.question.item.clone());
-        saw(subject, what, at(&self.facts.item))
+        saw(&Subject::Item(self.question.item.clone()), what, at(&self.facts.item))
     }
 
     fn saw_target(&self, what: &[(&'static str, &str)]) -> Vec<Saw> {
-        let subject = || Subject::Server(self.question.server.clone());
-        saw(subject, what, at(&self.facts.target))
+        saw(&Subject::Server(self.question.server.clone()), what, at(&self.facts.target))
     }
 
     fn saw_volume(&self, volume: &Volume, property: &'static str, value: &str) -> Saw {

@@ -156,7 +156,8 @@ impl Run<'_> {
             self.save(RestoreState::Writing { done: done.clone(), was_running }).await?;
         }
         let parts = &self.attempt.parts;
-        parts.pace.note(data_bytes, parts.clock.monotonic().saturating_sub(began));
+        let took = parts.clock.monotonic().saturating_sub(began);
+        parts.restore_pace.note(&self.of.project, data_bytes, took);
         self.save(RestoreState::Written).await
     }
 

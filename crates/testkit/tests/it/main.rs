@@ -10,3 +10,4 @@ mod oracle;
 mod parents;
 mod support;
 mod trouble;
+mod watch;

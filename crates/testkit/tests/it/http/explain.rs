@@ -1,5 +1,7 @@
 //! `?explain=true`: why an answer is what it is, and what would mend it, over the wire.
 
+use kedge_core::ports::CloudError;
+
 use super::*;
 use crate::support::back_up_and_damage;
 
@@ -90,7 +92,7 @@ async fn a_no_names_every_rule_with_what_it_saw_and_what_would_mend_it() {
                 {"of": "volume", "id": volume, "name": "size_bytes", "value": "4096", "age_ms": 0}],
             "repairs": [{
                 "action": "extend_volumes", "text": "Extend these disks by so many GB.",
-                "volume_ids": [volume], "extend_by_gb": [1]}]})
+                "extend": [{"volume_id": volume, "by_gb": 1}]}]})
     );
 }
 
@@ -160,4 +162,56 @@ async fn what_is_under_way_is_named_with_its_job() {
     let repair = &no["explanation"]["violations"][0]["repairs"][0];
     assert_eq!(repair["checkpoint_item_id"], running.item);
     assert_eq!(&repair["job_id"], job);
+}
+
+#[tokio::test]
+async fn a_backup_that_is_being_restored_elsewhere_names_that_job_and_how_long() {
+    let site = Site::new().await;
+    let caller = site.member().await;
+    let server = site.add_server();
+    let saved = site.back_up(&caller, &server).await;
+    let other = site.add_server();
+    caller.restore(&saved.restore_to(&server)).await.ok();
+    let job = site.harness.store.list_live_jobs().await.unwrap().remove(0).id;
+    let no = caller.explain(&saved.question(&other)).await;
+    assert_eq!(no["error_code"], "CSBS.4000");
+    let repair = &no["explanation"]["violations"][0]["repairs"][0];
+    assert_eq!(repair["job_id"], job.as_str(), "{no}");
+    assert_eq!(repair.get("seconds"), None, "nothing is done yet");
+}
+
+/// What others restore, and how quickly, is nobody else's business.
+#[tokio::test]
+async fn estimates_rest_on_the_projects_own_restores() {
+    let site = Site::new().await;
+    let (caller, stranger) = (site.member().await, site.stranger().await);
+    let server = site.add_server();
+    let saved = site.back_up(&caller, &server).await;
+    let before = caller.explain(&saved.question(&server)).await;
+    let theirs = site.harness.add_server_of(OTHER_PROJECT, &[&disk(3, 1 << 20)]);
+    let their_backup = site.back_up(&stranger, &theirs).await;
+    let clock = site.harness.clock.clone();
+    site.harness.cloud.before(kedge_cloud::sim::SimOp::WriteAt, move || {
+        clock.advance(std::time::Duration::from_secs(1));
+    });
+    stranger.restore(&their_backup.restore_to(&theirs)).await.ok();
+    site.harness.run_jobs_to_their_end().await;
+    assert_eq!(caller.explain(&saved.question(&server)).await, before);
+    let own = stranger.explain(&their_backup.question(&theirs)).await;
+    assert_eq!(own["explanation"]["plan"]["estimate"]["basis"], "the restore before", "{own}");
+}
+
+/// Look-ups beyond the question's own do not cost the answer its time.
+#[tokio::test]
+async fn servers_that_do_not_answer_cost_no_verdict() {
+    let site = Site::new().await;
+    let caller = site.member().await;
+    let server = site.add_server();
+    let saved = site.back_up(&caller, &server).await;
+    site.harness
+        .cloud
+        .fail_always(kedge_cloud::sim::SimOp::FindServer, CloudError::retryable("silent"));
+    let no = caller.explain(&saved.question(&server)).await;
+    assert_eq!(no["error_code"], "KEDGE.0001");
+    assert_eq!(no["explanation"]["violations"][0]["repairs"][0]["action"], "wait", "{no}");
 }

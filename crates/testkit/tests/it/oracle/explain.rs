@@ -210,6 +210,7 @@ fn carry_out(repair: &Repair, world: &mut World, ask: &mut Ask) {
         Repair::ChooseItem(..)
         | Repair::ChooseServer(..)
         | Repair::ExcludeVolumes(_)
+        | Repair::AttachDisk(_)
         | Repair::RestoreVolumes(_)
         | Repair::MoveVolumes(_)
         | Repair::NameServer
@@ -260,6 +261,28 @@ fn fitting(disk: DiskDesc) -> TargetDisk {
 }
 
 #[test]
+fn repairs_one_after_the_other_turn_any_no_to_a_backup_into_a_yes() {
+    for seed in 0..5_000 {
+        let (mut world, mut ask) = random_protect(seed);
+        let was = format!("seed {seed}: {world:#?} {ask:#?}");
+        let mut excluded = Vec::new();
+        for steps in 0.. {
+            let (mut question, facts, settings) = facts::protect(&world, &ask);
+            question.excluded.clone_from(&excluded);
+            let outlook = Outlook::default();
+            let explanation = explain_protect(&question, &facts, &settings, &outlook);
+            for violation in &explanation.violations {
+                let is_absent = violation.rule == "server_is_known";
+                assert!(!violation.saw.is_empty() || is_absent, "{violation:?}, {was}");
+            }
+            let Some(first) = explanation.violations.first() else { break };
+            assert!(steps < 5, "still {:?}, {was}", explanation.violations);
+            carry_out_protect(&first.repairs[0], &mut world, &mut ask, &mut excluded);
+        }
+    }
+}
+
+#[test]
 fn the_first_repair_of_every_backup_rule_turns_its_no_into_a_yes() {
     for rule in ProtectBreak::ALL {
         for seed in 0..SEEDS {
@@ -297,11 +320,14 @@ fn carry_out_protect(
             server.status = ServerStatus::Active;
         }
         Repair::MendServer(_) | Repair::EndResize(_) => server.status = ServerStatus::Shutoff,
+        Repair::Wait(wait) if wait.until == Until::SourceAnswers => server.exists = Exists::Mine,
         Repair::Wait(_) => {
-            (server.exists, server.held) = (Exists::Mine, Held::None);
-            server.status = ServerStatus::Active;
+            server.held = Held::None;
+            if matches!(server.status, ServerStatus::Resizing | ServerStatus::InTransition) {
+                server.status = ServerStatus::Active;
+            }
         }
-        Repair::AddVolumes(_) => server.disks.push(ProtectDisk {
+        Repair::AttachDisk(_) => server.disks.push(ProtectDisk {
             size_bytes: CHUNK_BYTES,
             system: true,
             shared: false,

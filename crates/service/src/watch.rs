@@ -1,0 +1,280 @@
+//! Watches over what is stored: looks for every pack, reads back what is new soon, and
+//! everything in rounds. What is damaged or missing is recorded, and turns the verdict for
+//! every backup that needs it.
+//!
+//! Runs on a timer and takes no input. How far it came is in the catalogue; a catalogue that
+//! was lost means reading from the start.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kedge_core::evidence::{Round, Watch};
+use kedge_core::ids::ProjectId;
+use kedge_core::restore::Data;
+use kedge_core::status::ItemStatus;
+use kedge_engine::layer::Bucket;
+use kedge_engine::{
+    CancelFlag, Inventory, PackDamage, PackId, Progress, SnapshotId, VerifyOptions, VerifyOutcome,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::app::{App, Parts};
+use crate::repositories::{RepositoryError, SharedRepository, blocking};
+use crate::wholeness::Judged;
+
+/// A list of packs costs a store a request per thousand.
+const EVERY: Duration = Duration::from_secs(60 * 60);
+/// A process that has just begun has other things to do.
+const AFTER_START: Duration = Duration::from_secs(60);
+
+/// One at a time: reading back leaves the processors to others.
+const THREADS: NonZeroUsize = NonZeroUsize::MIN;
+
+/// What one round of watching found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Watched {
+    /// Packs that are missing, have a wrong size or hold damage.
+    pub damaged: BTreeSet<PackId>,
+    /// Bytes of packs read back.
+    pub read_bytes: u64,
+    /// Repositories that have lost index objects.
+    pub lost_indexes: usize,
+}
+
+impl App {
+    /// Watches now and then until `shutdown`.
+    pub async fn run_watch(&self, shutdown: CancellationToken) {
+        self.remember_losses().await;
+        let mut pause = AFTER_START;
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = EVERY;
+            let cancel = CancelFlag::new();
+            let watching = self.watch(&cancel);
+            tokio::pin!(watching);
+            tokio::select! {
+                watched = &mut watching => tracing::info!("watched over repositories: {watched:?}"),
+                () = shutdown.cancelled() => {
+                    cancel.cancel();
+                    watching.await;
+                }
+            }
+        }
+    }
+
+    /// What was lost stays so when the process ends.
+    pub async fn remember_losses(&self) {
+        let parts = &self.parts;
+        match parts.store.list_lost_indexes().await {
+            Ok(projects) => {
+                let wholeness = &parts.repositories.wholeness;
+                projects.iter().for_each(|project| wholeness.note_lost_index(project));
+            }
+            Err(error) => tracing::error!("lost index objects are not known: {error}"),
+        }
+    }
+
+    /// Once over every repository. One that fails is logged and left to the next time.
+    pub async fn watch(&self, cancel: &CancelFlag) -> Watched {
+        let mut watched = Watched::default();
+        let repositories = match self.parts.store.list_repositories().await {
+            Ok(repositories) => repositories,
+            Err(error) => {
+                tracing::warn!("nothing is watched over: {error}");
+                return watched;
+            }
+        };
+        for row in repositories.into_iter().filter(|row| row.made) {
+            if cancel.is_cancelled() {
+                break;
+            }
+            if let Err(error) = self.parts.watch_over(&row.project_id, cancel, &mut watched).await {
+                tracing::warn!(project.id = ?row.project_id, "watching over a repository: {error}");
+            }
+        }
+        watched
+    }
+}
+
+/// Spends what it hears of.
+struct Paced(Arc<Bucket>);
+
+impl Progress for Paced {
+    fn advance(&self, bytes: u64) {
+        self.0.take(bytes);
+    }
+}
+
+impl Parts {
+    async fn watch_over(
+        &self,
+        project: &ProjectId,
+        cancel: &CancelFlag,
+        watched: &mut Watched,
+    ) -> Result<(), RepositoryError> {
+        let mut watch = self.store.find_watch(project).await?;
+        let repository = self.repositories.get(project).await?;
+        let now = self.clock.now();
+        let shared = repository.clone();
+        let inventory = Arc::new(blocking(move || shared.take_inventory()).await?);
+        for problem in &inventory.problems {
+            tracing::error!(project.id = ?project, "{} {}", problem.object, problem.what);
+        }
+        let index: BTreeSet<String> =
+            inventory.index_objects().iter().map(ToString::to_string).collect();
+        let seeker = (repository.clone(), inventory.clone());
+        let misfits = blocking(move || seeker.0.find_misfits(&seeker.1)).await?;
+        watched.damaged.extend(misfits.iter().map(|misfit| misfit.pack));
+        self.record(&repository, misfits).await?;
+        watch.present_at = Some(now);
+        watch.lost_index |= !watch.read_index.is_subset(&index);
+        watch.read_index.retain(|read| index.contains(read));
+        self.store.save_watch(project, &watch, now).await?;
+        if watch.lost_index {
+            watch.lost_index = !self.are_lists_whole(project, cancel).await?;
+            watched.lost_indexes += usize::from(watch.lost_index);
+        }
+        let run = Run { parts: self, repository: &repository, inventory: &inventory, cancel };
+        if run.read_new(&mut watch, index, watched).await? {
+            watch.watched_since = watch.watched_since.or(Some(now));
+            watch.new_read_at = Some(now);
+        }
+        self.store.save_watch(project, &watch, now).await?;
+        run.go_on(&mut watch, watched).await?;
+        Ok(self.store.save_watch(project, &watch, now).await?)
+    }
+
+    /// Whether every backup is whole, although nobody knows what a lost index object listed.
+    /// Until all are, every verdict walks.
+    async fn are_lists_whole(
+        &self,
+        project: &ProjectId,
+        cancel: &CancelFlag,
+    ) -> Result<bool, RepositoryError> {
+        self.repositories.wholeness.note_lost_index(project);
+        let items = self.store.all_items(project).await?;
+        let available = items.iter().filter(|item| item.status == ItemStatus::Available);
+        let ids: Vec<SnapshotId> =
+            available.filter_map(|item| item.snapshot.as_ref()?.snapshot.parse().ok()).collect();
+        for id in ids {
+            if cancel.is_cancelled() {
+                return Ok(false);
+            }
+            let Judged::Walked(answers) = self.repositories.judge_data(project, &[id]).await?
+            else {
+                return Ok(false);
+            };
+            for answer in answers {
+                if !matches!(answer.await, Ok(Data::Whole)) {
+                    tracing::error!(project.id = ?project, "an index object is lost that backups need");
+                    return Ok(false);
+                }
+            }
+        }
+        self.repositories.wholeness.forget_lost_index(project);
+        Ok(true)
+    }
+
+    async fn record(
+        &self,
+        repository: &SharedRepository,
+        damaged: Vec<PackDamage>,
+    ) -> Result<(), RepositoryError> {
+        for damage in damaged {
+            tracing::error!("pack {} is damaged: {}", damage.pack, damage.what);
+            let shared = repository.clone();
+            blocking(move || shared.record_damage(&damage)).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Reading back one repository.
+struct Run<'a> {
+    parts: &'a Parts,
+    repository: &'a SharedRepository,
+    inventory: &'a Arc<Inventory>,
+    cancel: &'a CancelFlag,
+}
+
+impl Run<'_> {
+    /// Reads what is listed by index objects that were not there before; whether all was.
+    async fn read_new(
+        &self,
+        watch: &mut Watch,
+        index: BTreeSet<String>,
+        watched: &mut Watched,
+    ) -> Result<bool, RepositoryError> {
+        let unread: BTreeSet<_> = self
+            .inventory
+            .index_objects()
+            .iter()
+            .filter(|id| !watch.read_index.contains(&id.to_string()))
+            .copied()
+            .collect();
+        if !unread.is_empty() {
+            let (shared, inventory) = (self.repository.clone(), self.inventory.clone());
+            let (options, progress) = (self.options(None, u64::MAX), self.progress());
+            let outcome = blocking(move || {
+                shared.verify_listed(&inventory, &|id| unread.contains(&id), &options, &progress)
+            })
+            .await?;
+            if !self.settle(outcome, watched).await? {
+                return Ok(false);
+            }
+        }
+        watch.read_index = index;
+        Ok(true)
+    }
+
+    /// Goes on with the round through everything, or begins one.
+    async fn go_on(&self, watch: &mut Watch, watched: &mut Watched) -> Result<(), RepositoryError> {
+        let now = self.parts.clock.now();
+        let period = self.parts.settings.verify.period;
+        let share = watch.share_bytes(now, self.inventory.bytes(), period);
+        let round = watch.round.take().unwrap_or(Round { began_at: now, after: None });
+        let after: Option<PackId> = round.after.as_ref().and_then(|id| id.parse().ok());
+        let (shared, inventory) = (self.repository.clone(), self.inventory.clone());
+        let (options, progress) = (self.options(after, share), self.progress());
+        let outcome =
+            blocking(move || shared.verify_listed(&inventory, &|_| true, &options, &progress))
+                .await?;
+        let next = outcome.next;
+        self.settle(outcome, watched).await?;
+        watch.went_on_at = Some(now);
+        match next {
+            Some(last) => watch.round = Some(Round { after: Some(last.to_string()), ..round }),
+            None => watch.all_read_at = Some(round.began_at),
+        }
+        Ok(())
+    }
+
+    /// Records what was found; whether the walk reached its end.
+    async fn settle(
+        &self,
+        outcome: VerifyOutcome,
+        watched: &mut Watched,
+    ) -> Result<bool, RepositoryError> {
+        watched.damaged.extend(outcome.damaged.iter().map(|damage| damage.pack));
+        watched.read_bytes += outcome.read_bytes;
+        self.parts.record(self.repository, outcome.damaged).await?;
+        if !outcome.refuted.is_empty() {
+            let (shared, refuted) = (self.repository.clone(), outcome.refuted);
+            blocking(move || shared.lift_damage(&refuted)).await?;
+        }
+        Ok(outcome.next.is_none())
+    }
+
+    fn options(&self, after: Option<PackId>, bytes_max: u64) -> VerifyOptions {
+        VerifyOptions { threads: THREADS, cancel: self.cancel.clone(), after, bytes_max }
+    }
+
+    fn progress(&self) -> Paced {
+        Paced(self.parts.verify_bucket.clone())
+    }
+}

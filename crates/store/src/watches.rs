@@ -1,0 +1,71 @@
+//! How far reading back each project's repository has come.
+
+use kedge_core::evidence::Watch;
+use kedge_core::ids::ProjectId;
+use kedge_core::time::Timestamp;
+
+use crate::codec::{from_json, to_json};
+use crate::db::Store;
+use crate::error::Result;
+
+impl Store {
+    /// How far it has come; as if nothing was ever read where nothing is recorded.
+    ///
+    /// # Errors
+    /// The catalogue does not answer.
+    pub async fn find_watch(&self, project: &ProjectId) -> Result<Watch> {
+        let mut tx = self.read().await?;
+        let row: Option<(String,)> = tx
+            .query_as("SELECT state FROM watches WHERE project_id = $1")
+            .bind(project.as_str().to_owned())
+            .fetch_optional(tx.conn())
+            .await?;
+        row.map_or_else(
+            || Ok(Watch::default()),
+            |(state,)| from_json("watch", project.as_str(), &state),
+        )
+    }
+
+    /// Projects whose repositories have lost index objects.
+    ///
+    /// # Errors
+    /// The catalogue does not answer.
+    pub async fn list_lost_indexes(&self) -> Result<Vec<ProjectId>> {
+        let mut tx = self.read().await?;
+        let rows: Vec<(String, String)> = tx
+            .query_as("SELECT project_id, state FROM watches ORDER BY project_id")
+            .fetch_all(tx.conn())
+            .await?;
+        let mut lost = Vec::new();
+        for (project, state) in rows {
+            let watch: Watch = from_json("watch", &project, &state)?;
+            if watch.lost_index {
+                lost.push(ProjectId::new(project));
+            }
+        }
+        Ok(lost)
+    }
+
+    /// Records how far it has come.
+    ///
+    /// # Errors
+    /// The catalogue does not answer.
+    pub async fn save_watch(
+        &self,
+        project: &ProjectId,
+        watch: &Watch,
+        now: Timestamp,
+    ) -> Result<()> {
+        let mut tx = self.write().await?;
+        tx.query(
+            "INSERT INTO watches (project_id, state, updated_at) VALUES ($1, $2, $3) \
+             ON CONFLICT (project_id) DO UPDATE SET state = $2, updated_at = $3",
+        )
+        .bind(project.as_str().to_owned())
+        .bind(to_json(watch)?)
+        .bind(now.as_micros())
+        .execute(tx.conn())
+        .await?;
+        tx.commit().await
+    }
+}

@@ -1,0 +1,156 @@
+//! Watching over what is stored: what goes missing or bad turns verdicts by itself.
+
+use std::time::Duration;
+
+use kedge_core::code::Code;
+use kedge_core::evidence::Grade;
+use kedge_core::ids::ProjectId;
+use kedge_engine::{Backend as _, CancelFlag, ObjectKind, ObjectName};
+use kedge_service::watch::Watched;
+use kedge_testkit::{Harness, PROJECT};
+
+use crate::support::*;
+
+const MIB: usize = 1 << 20;
+const HOUR: Duration = Duration::from_secs(3600);
+
+async fn verdict(
+    harness: &Harness,
+    item: &kedge_core::checkpoint::Item,
+    target: &kedge_core::resource::Server,
+) -> (Result<(), Code>, Grade) {
+    let context = harness.context().await;
+    let questions = vec![straight(item, target)];
+    let asked = harness.app.check_restorable(&context, questions.clone()).await.unwrap();
+    let explained = harness.app.explain_restorable(&context, questions).await.unwrap();
+    let verdict = asked[0].clone().map_err(|no| no.code());
+    let same = explained[0].explanation.verdict.as_ref().map(|_| ()).map_err(|no| no.code());
+    assert_eq!(same, verdict);
+    (verdict, explained[0].evidence.unwrap().grade)
+}
+
+async fn watch(harness: &Harness) -> Watched {
+    harness.clock.advance(HOUR);
+    harness.app.watch(&CancelFlag::new()).await
+}
+
+fn objects(harness: &Harness, kind: ObjectKind) -> Vec<ObjectName> {
+    let store = harness.places.store_of(&ProjectId::new(PROJECT));
+    store.inner().list(kind).unwrap().into_iter().map(|listed| listed.name).collect()
+}
+
+#[tokio::test]
+async fn what_is_new_is_read_back_once_and_all_of_it_again_in_rounds() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(1, 3 * MIB)]);
+    let saved = back_up(&harness, &server).await;
+    assert_eq!(verdict(&harness, &saved, &server).await, (Ok(()), Grade::Recorded));
+    let first = watch(&harness).await;
+    assert!(first.damaged.is_empty() && first.lost_indexes == 0, "{first:?}");
+    assert!(first.read_bytes > 0);
+    assert_eq!(verdict(&harness, &saved, &server).await, (Ok(()), Grade::Read));
+    let known = harness.store.find_watch(&server.project_id).await.unwrap();
+    assert!(known.all_read_at.is_some(), "so little is read in one go: {known:?}");
+    // Nothing new: the round alone.
+    let again = watch(&harness).await;
+    assert_eq!(again.read_bytes * 2, first.read_bytes);
+    // A later backup is nothing but recorded until it was seen.
+    harness.cloud.overwrite(&server.volumes[0].id, 0, &disk(2, MIB));
+    let later = back_up(&harness, &server).await;
+    assert_eq!(verdict(&harness, &later, &server).await, (Ok(()), Grade::Recorded));
+    watch(&harness).await;
+    assert_eq!(verdict(&harness, &later, &server).await, (Ok(()), Grade::Read));
+}
+
+#[tokio::test]
+async fn a_pack_that_vanished_turns_the_verdict_and_nothing_else() {
+    let harness = Harness::new().await;
+    let other = harness.add_server(&[&disk(3, MIB)]);
+    let other_item = back_up(&harness, &other).await;
+    let before = objects(&harness, ObjectKind::Pack);
+    let server = harness.add_server(&[&disk(4, 2 * MIB)]);
+    let saved = back_up(&harness, &server).await;
+    watch(&harness).await;
+    let store = harness.places.store_of(&server.project_id);
+    let mut packs = store.inner().list(ObjectKind::Pack).unwrap();
+    packs.retain(|pack| !before.contains(&pack.name));
+    let largest = packs.iter().max_by_key(|pack| pack.size_bytes).unwrap().name;
+    store.inner().delete(&largest).unwrap();
+    let found = watch(&harness).await;
+    assert_eq!(found.damaged.len(), 1, "{found:?}");
+    assert_eq!(verdict(&harness, &saved, &server).await.0, Err(Code::DataDamaged));
+    assert_eq!(verdict(&harness, &other_item, &other).await.0, Ok(()));
+    // It is stored anew by the next backup.
+    let healing = back_up(&harness, &server).await;
+    for item in [&saved, &healing] {
+        assert_eq!(verdict(&harness, item, &server).await.0, Ok(()));
+    }
+}
+
+#[tokio::test]
+async fn a_flipped_bit_is_found_by_the_round() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(5, 2 * MIB)]);
+    let saved = back_up(&harness, &server).await;
+    watch(&harness).await;
+    let store = harness.places.store_of(&server.project_id);
+    let packs = store.inner().list(ObjectKind::Pack).unwrap();
+    let largest = packs.iter().max_by_key(|pack| pack.size_bytes).unwrap().name;
+    damage(&harness, &server.project_id, &largest);
+    assert_eq!(watch(&harness).await.damaged.len(), 1);
+    assert_eq!(verdict(&harness, &saved, &server).await.0, Err(Code::DataDamaged));
+}
+
+/// What a lost index object listed is recorded nowhere; the lists of backups tell whom it
+/// harms, and go on telling after a restart.
+#[tokio::test]
+async fn an_index_object_that_vanished_harms_whom_it_harms() {
+    let harness = Harness::new().await;
+    let other = harness.add_server(&[&disk(6, MIB)]);
+    let other_item = back_up(&harness, &other).await;
+    let before = objects(&harness, ObjectKind::Index);
+    let server = harness.add_server(&[&disk(7, 2 * MIB)]);
+    let saved = back_up(&harness, &server).await;
+    watch(&harness).await;
+    let store = harness.places.store_of(&server.project_id);
+    for index in objects(&harness, ObjectKind::Index) {
+        if !before.contains(&index) {
+            store.inner().delete(&index).unwrap();
+        }
+    }
+    let harness = harness.restarted().await;
+    assert_eq!(watch(&harness).await.lost_indexes, 1);
+    assert_eq!(verdict(&harness, &saved, &server).await.0, Err(Code::DataDamaged));
+    assert_eq!(verdict(&harness, &other_item, &other).await.0, Ok(()));
+    let harness = harness.restarted().await;
+    harness.app.remember_losses().await;
+    assert_eq!(verdict(&harness, &saved, &server).await.0, Err(Code::DataDamaged));
+    // Its lists were in what was lost as well; a new backup has its own.
+    let healing = back_up(&harness, &server).await;
+    assert_eq!(watch(&harness).await.lost_indexes, 1);
+    assert_eq!(verdict(&harness, &saved, &server).await.0, Err(Code::DataDamaged));
+    assert_eq!(verdict(&harness, &healing, &server).await.0, Ok(()));
+    let context = harness.context().await;
+    harness.app.delete(&context, &saved.checkpoint_id, None).await.unwrap();
+    harness.run_jobs_to_their_end().await;
+    assert_eq!(watch(&harness).await.lost_indexes, 0);
+    assert_eq!(verdict(&harness, &healing, &server).await.0, Ok(()));
+}
+
+#[tokio::test]
+async fn a_watch_that_is_cancelled_or_meets_a_silent_store_says_nothing() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(8, 2 * MIB)]);
+    let saved = back_up(&harness, &server).await;
+    let cancel = CancelFlag::new();
+    cancel.cancel();
+    harness.app.watch(&cancel).await;
+    assert_eq!(verdict(&harness, &saved, &server).await, (Ok(()), Grade::Recorded));
+    let store = harness.places.store_of(&server.project_id);
+    store.break_down();
+    assert_eq!(watch(&harness).await, Watched::default());
+    store.repair();
+    assert_eq!(verdict(&harness, &saved, &server).await, (Ok(()), Grade::Recorded));
+    watch(&harness).await;
+    assert_eq!(verdict(&harness, &saved, &server).await, (Ok(()), Grade::Read));
+}
