@@ -14,6 +14,7 @@ use kedge_core::evidence::{Round, Watch};
 use kedge_core::ids::ProjectId;
 use kedge_core::restore::Data;
 use kedge_core::status::ItemStatus;
+use kedge_core::time::Timestamp;
 use kedge_engine::layer::Bucket;
 use kedge_engine::{
     CancelFlag, Inventory, PackDamage, PackId, Progress, SnapshotId, VerifyOptions, VerifyOutcome,
@@ -139,7 +140,9 @@ impl Parts {
             watch.lost_index = !self.are_lists_whole(project, cancel).await?;
             watched.lost_indexes += usize::from(watch.lost_index);
         }
-        let run = Run { parts: self, repository: &repository, inventory: &inventory, cancel };
+        let inventory = &inventory;
+        let run =
+            Run { parts: self, repository: &repository, inventory, inventory_at: now, cancel };
         if run.read_new(&mut watch, index, watched).await? {
             watch.watched_since = watch.watched_since.or(Some(now));
             watch.new_read_at = Some(now);
@@ -199,6 +202,8 @@ struct Run<'a> {
     parts: &'a Parts,
     repository: &'a SharedRepository,
     inventory: &'a Arc<Inventory>,
+    /// Just before it was taken: what is stored later is not in it.
+    inventory_at: Timestamp,
     cancel: &'a CancelFlag,
 }
 
@@ -237,7 +242,8 @@ impl Run<'_> {
         let now = self.parts.clock.now();
         let period = self.parts.settings.verify.period;
         let share = watch.share_bytes(now, self.inventory.bytes(), period);
-        let round = watch.round.take().unwrap_or(Round { began_at: now, after: None });
+        let anew = || Round { began_at: self.inventory_at, after: None };
+        let round = watch.round.take().unwrap_or_else(anew);
         let after: Option<PackId> = round.after.as_ref().and_then(|id| id.parse().ok());
         let (shared, inventory) = (self.repository.clone(), self.inventory.clone());
         let (options, progress) = (self.options(after, share), self.progress());

@@ -1,6 +1,7 @@
 //! A backend whose calls fail on demand, so that tests can fail every step once.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::backend::{Backend, BackendError, Listed, ObjectKind, ObjectName};
 
@@ -41,17 +42,39 @@ pub struct FaultBackend<B> {
     calls: Mutex<Vec<(Operation, Option<ObjectName>)>>,
     plan: Mutex<Option<(usize, Fault)>>,
     broken: Mutex<Option<BackendError>>,
+    hook: Hook,
+}
+
+/// What is done before each call.
+#[derive(Default)]
+struct Hook(Mutex<Option<Arc<dyn Fn() + Send + Sync>>>);
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hook(..)")
+    }
 }
 
 impl<B: Backend> FaultBackend<B> {
     /// A wrapper that fails nothing yet.
     pub fn new(inner: B) -> Self {
-        Self { inner, calls: Mutex::default(), plan: Mutex::default(), broken: Mutex::default() }
+        Self {
+            inner,
+            calls: Mutex::default(),
+            plan: Mutex::default(),
+            broken: Mutex::default(),
+            hook: Hook::default(),
+        }
     }
 
     /// The wrapped backend.
     pub fn inner(&self) -> &B {
         &self.inner
+    }
+
+    /// Does something before each call from now on, such as letting time pass.
+    pub fn before_each_call(&self, hook: impl Fn() + Send + Sync + 'static) {
+        *self.hook.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(hook));
     }
 
     /// Fails the call after `calls` more calls, once.
@@ -96,6 +119,10 @@ impl<B: Backend> FaultBackend<B> {
             calls.push((operation, name.copied()));
             calls.len() - 1
         };
+        let hook = self.hook.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(hook) = hook {
+            hook();
+        }
         let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(error) = broken {
             return Err(error);

@@ -137,6 +137,24 @@ async fn an_index_object_that_vanished_harms_whom_it_harms() {
     assert_eq!(verdict(&harness, &healing, &server).await.0, Ok(()));
 }
 
+/// Nothing is known of what is stored while reading goes on.
+#[tokio::test]
+async fn what_is_known_begins_before_packs_were_listed() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(9, MIB)]);
+    back_up(&harness, &server).await;
+    let began = kedge_core::ports::Clock::now(&*harness.clock).plus(HOUR);
+    // Every list of the store takes a minute.
+    let clock = harness.clock.clone();
+    let store = harness.places.store_of(&server.project_id);
+    store.before_each_call(move || clock.advance(Duration::from_secs(60)));
+    watch(&harness).await;
+    let known = harness.store.find_watch(&server.project_id).await.unwrap();
+    for moment in [known.present_at, known.watched_since, known.new_read_at, known.all_read_at] {
+        assert_eq!(moment, Some(began), "{known:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_watch_that_is_cancelled_or_meets_a_silent_store_says_nothing() {
     let harness = Harness::new().await;
