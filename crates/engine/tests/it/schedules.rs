@@ -266,8 +266,9 @@ struct Job {
     tree: TreeId,
     bytes: Vec<u8>,
     attempts: usize,
-    /// Not deleted while there are attempts.
-    committed: Option<SnapshotId>,
+    /// Two attempts at once may write one each. None is deleted while there are attempts,
+    /// each of which may have found any of them.
+    committed: Vec<SnapshotId>,
 }
 
 /// Lets a test use the store without waiting for a turn.
@@ -440,7 +441,7 @@ impl Process {
         }
         self.may_die();
         let tag = format!("item of {}", session.name());
-        let (attempts, committed) = (0, None);
+        let (attempts, committed) = (0, Vec::new());
         self.world.jobs.lock().unwrap().push(Job {
             tag: tag.clone(),
             tree,
@@ -472,10 +473,10 @@ impl Process {
         let written = session.write_snapshot(&meta(job.tree, tag));
         if let Ok(id) = &written {
             self.world.commit(*id, job.bytes);
-            change(&|job| job.committed = Some(*id));
+            change(&|job| job.committed.push(*id));
         }
         change(&|job| job.attempts -= 1);
-        let is_open = |job: &Job| job.attempts > 0 || job.committed.is_none();
+        let is_open = |job: &Job| job.attempts > 0 || job.committed.is_empty();
         self.world.jobs.lock().unwrap().retain(is_open);
         written.map(drop)
     }
@@ -522,7 +523,7 @@ impl Process {
     fn delete(&mut self, repo: &Repo) -> Result<(), EngineError> {
         let mut all = self.world.committed();
         let jobs = self.world.jobs.lock().unwrap().clone();
-        all.retain(|id| jobs.iter().all(|job| job.committed != Some(*id)));
+        all.retain(|id| jobs.iter().all(|job| !job.committed.contains(id)));
         let Some(id) = self.dice.pick(&all) else { return Ok(()) };
         self.world.model.lock().unwrap().retain(|(other, _)| *other != id);
         repo.delete_snapshot(id)
