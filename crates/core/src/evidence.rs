@@ -89,6 +89,12 @@ impl Watch {
         Evidence { grade, read_since, present_at }
     }
 
+    /// Whether there is nothing to read now: a round ended, and the next is not due.
+    pub fn rests(&self, now: Timestamp, period: Duration) -> bool {
+        let is_fresh = |at: Timestamp| now.since(at) < period;
+        self.round.is_none() && self.all_read_at.is_some_and(is_fresh)
+    }
+
     /// How much a round is to read now, so that it takes `period` to read everything.
     pub fn share_bytes(&self, now: Timestamp, all_bytes: u64, period: Duration) -> u64 {
         let gap = self.went_on_at.map_or(Duration::ZERO, |at| now.since(at)).min(GAP_MAX);
@@ -140,6 +146,17 @@ mod tests {
         assert_eq!(Watch::default().evidence(Some(at(1))).grade, Grade::Recorded);
         let first = Watch { all_read_at: None, ..watch };
         assert_eq!(first.evidence(Some(at(30))).read_since, Some(at(5)));
+    }
+
+    #[test]
+    fn a_round_that_ended_early_is_followed_by_the_next_in_time() {
+        let month = Duration::from_secs(30 * 86_400);
+        let ended = Watch { all_read_at: Some(at(0)), ..Watch::default() };
+        assert!(ended.rests(at(30 * 86_400 - 1), month));
+        assert!(!ended.rests(at(30 * 86_400), month));
+        let round = Some(Round { began_at: at(0), after: None });
+        assert!(!Watch { round, ..ended }.rests(at(1), month));
+        assert!(!Watch::default().rests(at(0), month));
     }
 
     #[test]

@@ -241,6 +241,9 @@ impl Run<'_> {
     async fn go_on(&self, watch: &mut Watch, watched: &mut Watched) -> Result<(), RepositoryError> {
         let now = self.parts.clock.now();
         let period = self.parts.settings.verify.period;
+        if watch.rests(now, period) {
+            return Ok(());
+        }
         let share = watch.share_bytes(now, self.inventory.bytes(), period);
         let anew = || Round { began_at: self.inventory_at, after: None };
         let round = watch.round.take().unwrap_or_else(anew);

@@ -51,9 +51,11 @@ async fn what_is_new_is_read_back_once_and_all_of_it_again_in_rounds() {
     assert_eq!(verdict(&harness, &saved, &server).await, (Ok(()), Grade::Read));
     let known = harness.store.find_watch(&server.project_id).await.unwrap();
     assert!(known.all_read_at.is_some(), "so little is read in one go: {known:?}");
-    // Nothing new: the round alone.
+    // Nothing new, and the next round is not due; then it is.
+    assert_eq!(watch(&harness).await.read_bytes, 0);
+    harness.clock.advance(30 * 24 * HOUR);
     let again = watch(&harness).await;
-    assert_eq!(again.read_bytes * 2, first.read_bytes);
+    assert_eq!(again.read_bytes * 2, first.read_bytes, "not as new a second time");
     // A later backup is nothing but recorded until it was seen.
     harness.cloud.overwrite(&server.volumes[0].id, 0, &disk(2, MIB));
     let later = back_up(&harness, &server).await;
@@ -97,6 +99,7 @@ async fn a_flipped_bit_is_found_by_the_round() {
     let packs = store.inner().list(ObjectKind::Pack).unwrap();
     let largest = packs.iter().max_by_key(|pack| pack.size_bytes).unwrap().name;
     damage(&harness, &server.project_id, &largest);
+    harness.clock.advance(30 * 24 * HOUR);
     assert_eq!(watch(&harness).await.damaged.len(), 1);
     assert_eq!(verdict(&harness, &saved, &server).await.0, Err(Code::DataDamaged));
 }
