@@ -29,7 +29,7 @@ pub struct Watch {
     pub went_on_at: Option<Timestamp>,
     /// Index objects, by their ids, of which every pack was read back.
     pub read_index: BTreeSet<String>,
-    /// An index object is gone and nobody knows what it listed.
+    /// An index object is gone, or cannot be read, and nobody knows what it listed.
     pub lost_index: bool,
 }
 

@@ -348,7 +348,7 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// The index objects there were.
+    /// The index objects that could be read.
     pub fn index_objects(&self) -> &BTreeSet<IndexId> {
         &self.catalogue.index
     }
@@ -366,7 +366,7 @@ pub(crate) struct PackCatalogue {
     packs: HashMap<PackId, ListedPack>,
     /// Sizes of the packs in the store.
     sizes: HashMap<PackId, u64>,
-    /// The index objects themselves.
+    /// The index objects that could be read.
     index: BTreeSet<IndexId>,
     /// Blobs in the index, repeated ones counted each time.
     pub(crate) blobs: u64,
@@ -392,8 +392,9 @@ impl PackCatalogue {
                 Err(_) if !vault.exists(&ObjectName::Index(object))? => {
                     catalogue.index.remove(&object);
                 }
-                Err(EngineError::Damaged { object, what }) => {
-                    problems.push(Problem { object, what });
+                Err(EngineError::Damaged { object: name, what }) => {
+                    catalogue.index.remove(&object);
+                    problems.push(Problem { object: name, what });
                 }
                 Err(error) => return Err(error),
             }

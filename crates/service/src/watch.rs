@@ -133,7 +133,8 @@ impl Parts {
         watched.damaged.extend(misfits.iter().map(|misfit| misfit.pack));
         self.record(&repository, misfits).await?;
         watch.present_at = Some(now);
-        watch.lost_index |= !watch.read_index.is_subset(&index);
+        let is_gone = !watch.read_index.is_subset(&index);
+        watch.lost_index |= is_gone || !inventory.problems.is_empty();
         watch.read_index.retain(|read| index.contains(read));
         self.store.save_watch(project, &watch, now).await?;
         if watch.lost_index {

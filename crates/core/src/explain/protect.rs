@@ -148,31 +148,9 @@ impl ProtectExplainer<'_> {
             Refusal::SharedVolumeProtect(..) => self.saw_volumes(refusal, "sharing", |_| "shared"),
             Refusal::HalfWritten(..) => self.saw_volumes(refusal, "content", |_| "half_written"),
             Refusal::Unknown(why) => unknown(*why),
-            // Of what is not there nothing was seen; the others answer other questions.
-            Refusal::ServerNotFound(_)
-            | Refusal::ItemNotFound(_)
-            | Refusal::ItemNotAvailable(_)
-            | Refusal::ItemExecuting(_)
-            | Refusal::TypeNotRestorable { .. }
-            | Refusal::KindNotRestorable(_)
-            | Refusal::KindMismatch { .. }
-            | Refusal::TargetStatus(_)
-            | Refusal::TargetHeld
-            | Refusal::ZoneMismatch(..)
-            | Refusal::NoVolumeToRestore(_)
-            | Refusal::NotOfThisItem(..)
-            | Refusal::PartialRestore(_)
-            | Refusal::VolumeNotAttached(_)
-            | Refusal::SharedVolumeRestore(..)
-            | Refusal::DataOntoSystem(_)
-            | Refusal::TargetTooSmall { .. }
-            | Refusal::VolumeNotWritable(_)
-            | Refusal::EncryptionMismatch(..)
-            | Refusal::VolumeHeld(_)
-            | Refusal::SnapshotMissing(_)
-            | Refusal::DataDamaged(_)
-            | Refusal::Unseen(_)
-            | Refusal::TooManyTags => Vec::new(),
+            // Of what is not there nothing was seen. Which refusals answer other questions
+            // is told, one by one, where repairs are.
+            _ => Vec::new(),
         }
     }
 

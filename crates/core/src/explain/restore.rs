@@ -355,21 +355,9 @@ impl Explainer<'_> {
                 half.map(|volume| self.saw_volume(volume, "content", "half_written")).collect()
             }
             Refusal::Unknown(why) => unknown(*why),
-            // Of what is not there nothing was seen; the others answer other questions.
-            Refusal::ServerNotFound(_)
-            | Refusal::ItemExecuting(_)
-            | Refusal::TypeNotProtectable { .. }
-            | Refusal::KindNotProtectable(..)
-            | Refusal::ServerBusy(_)
-            | Refusal::ManualBackupRunning(_)
-            | Refusal::AutomaticBackupRunning(_)
-            | Refusal::ZoneWithoutBackup(_)
-            | Refusal::NoVolumeToProtect(_)
-            | Refusal::DedicatedStorage(..)
-            | Refusal::StorageUnsupported(_)
-            | Refusal::SharedVolumeProtect(..)
-            | Refusal::Unseen(_)
-            | Refusal::TooManyTags => Vec::new(),
+            // Of what is not there nothing was seen. Which refusals answer other questions
+            // is told, one by one, where repairs are.
+            _ => Vec::new(),
         }
     }
 

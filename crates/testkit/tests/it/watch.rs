@@ -140,6 +140,30 @@ async fn an_index_object_that_vanished_harms_whom_it_harms() {
     assert_eq!(verdict(&harness, &healing, &server).await.0, Ok(()));
 }
 
+/// It may list what a backup needs: of such a backup nothing is known, and never yes.
+#[tokio::test]
+async fn an_index_object_that_cannot_be_read_is_as_good_as_lost() {
+    let harness = Harness::new().await;
+    let other = harness.add_server(&[&disk(10, MIB)]);
+    let other_item = back_up(&harness, &other).await;
+    let before = objects(&harness, ObjectKind::Index);
+    let server = harness.add_server(&[&disk(11, 2 * MIB)]);
+    let saved = back_up(&harness, &server).await;
+    for index in objects(&harness, ObjectKind::Index) {
+        if !before.contains(&index) {
+            damage(&harness, &server.project_id, &index);
+        }
+    }
+    // Nobody had read the packs before: they must not pass for read either.
+    let harness = harness.restarted().await;
+    assert_eq!(watch(&harness).await.lost_indexes, 1);
+    let (answer, _) = verdict(&harness, &saved, &server).await;
+    assert_eq!(answer, Err(Code::DamageNotLocated));
+    assert_eq!(verdict(&harness, &other_item, &other).await.0, Ok(()));
+    let known = harness.store.find_watch(&server.project_id).await.unwrap();
+    assert_eq!(known.read_index.len(), before.len(), "{known:?}");
+}
+
 /// Nothing is known of what is stored while reading goes on.
 #[tokio::test]
 async fn what_is_known_begins_before_packs_were_listed() {
