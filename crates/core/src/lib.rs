@@ -8,6 +8,7 @@
 
 pub mod checkpoint;
 pub mod code;
+pub mod drill;
 pub mod evidence;
 pub mod explain;
 pub mod fact;

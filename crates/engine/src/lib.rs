@@ -61,7 +61,7 @@ pub use read::{SnapshotView, VolumeView};
 pub use repository::{Closed, CreateOptions, Indexed, Open, Repository};
 pub use restore::{ReadOptions, ReadReport, RestoreCursor, Resume};
 pub use session::Session;
-pub use snapshot::{Snapshot, SnapshotMeta};
+pub use snapshot::{Snapshot, SnapshotMeta, holds_snapshot};
 pub use source::{Extent, ExtentKind, Sink, SinkError, Source, SourceError};
 pub use store::{StoreOptions, StoredVolume};
 pub use time::{InvalidTime, Timestamp};

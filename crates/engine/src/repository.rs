@@ -270,6 +270,17 @@ impl Repository<Indexed> {
         Ok((loaded.readable, loaded.damaged))
     }
 
+    /// The ids of all snapshots there are. None is read.
+    pub fn list_snapshot_ids(&self) -> Result<Vec<SnapshotId>, EngineError> {
+        let listed = self.vault.list(ObjectKind::Snapshot)?.into_iter();
+        Ok(listed
+            .filter_map(|object| match object.name {
+                ObjectName::Snapshot(id) => Some(id),
+                _ => None,
+            })
+            .collect())
+    }
+
     /// One snapshot, read anew.
     pub fn get_snapshot(&self, id: SnapshotId) -> Result<Snapshot, EngineError> {
         snapshot::read(&self.vault, id)

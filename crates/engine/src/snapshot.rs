@@ -8,11 +8,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    backend::{ObjectKind, ObjectName},
+    backend::{Backend, BackendError, ObjectKind, ObjectName},
     error::EngineError,
-    id::{SnapshotId, TreeId},
+    id::{SnapshotId, TreeId, sha256},
     time::Timestamp,
-    vault::Vault,
+    vault::{DOCUMENT_BYTES_MAX, Vault},
 };
 
 /// A stored snapshot.
@@ -156,6 +156,23 @@ impl SnapshotCache {
         let snapshot = read(vault, id)?;
         self.known().insert(id, snapshot.clone());
         Ok(snapshot)
+    }
+}
+
+/// Whether a store holds a snapshot as it was written: its object has the hash it is named
+/// by. That takes no key.
+pub fn holds_snapshot(backend: &dyn Backend, id: SnapshotId) -> Result<bool, EngineError> {
+    let name = ObjectName::Snapshot(id);
+    let failed = |error| EngineError::Backend { object: name, error };
+    match backend.get(&name, DOCUMENT_BYTES_MAX) {
+        Ok(bytes) => Ok(name.is_hash(&sha256(&bytes))),
+        Err(BackendError::TooLarge | BackendError::Truncated) => Ok(false),
+        // Only the size of what is not there proves that it is not.
+        Err(BackendError::NotFound) => match backend.find_size(&name).map_err(failed)? {
+            Some(_) => Err(failed(BackendError::NotFound)),
+            None => Ok(false),
+        },
+        Err(error) => Err(failed(error)),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// A sealed document that is larger is none of ours or restic's.
-const DOCUMENT_BYTES_MAX: u64 = 128 << 20;
+pub(crate) const DOCUMENT_BYTES_MAX: u64 = 128 << 20;
 
 #[derive(Debug)]
 pub(crate) struct Vault {

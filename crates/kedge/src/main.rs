@@ -26,6 +26,11 @@ use crate::arguments::{Arguments, Command, ConfigVerb, UserVerb};
 use crate::failure::{Failure, OrFail as _};
 use crate::operator::Found;
 
+/// What is allocated on one thread is often freed on another; the C library's own gives such
+/// memory back late or never (ADR 9).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     private::make_everything_private();
     let arguments = Arguments::parse();

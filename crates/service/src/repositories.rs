@@ -15,7 +15,7 @@ use kedge_core::ids::ProjectId;
 use kedge_core::ports::Clock;
 use kedge_engine::{
     Backend, Closed, CreateOptions, EngineError, Indexed, KdfCost, ObjectName, Password,
-    Repository, SnapshotId, Timestamp,
+    Repository, SnapshotId, Timestamp, holds_snapshot,
 };
 use kedge_store::{Store, StoreError};
 use tokio::sync::OnceCell;
@@ -182,24 +182,15 @@ impl Repositories {
         Ok(RecoveryKit { location, password }.text())
     }
 
-    /// Which of these snapshots the project's repository holds, in their order. Asks the
-    /// store for the objects by name: that needs no key and no index.
+    /// Which of these snapshots the project's repository holds as they were written, in
+    /// their order. Reads the objects by name: that needs no key and no index.
     pub(crate) async fn hold_snapshots(
         &self,
         project: &ProjectId,
         ids: Vec<SnapshotId>,
     ) -> Result<Vec<bool>, RepositoryError> {
         let backend = self.places.backend(project)?;
-        blocking(move || {
-            let holds = |id: SnapshotId| {
-                let name = ObjectName::Snapshot(id);
-                let size = backend.find_size(&name);
-                size.map(|size| size.is_some())
-                    .map_err(|error| EngineError::Backend { object: name, error })
-            };
-            ids.into_iter().map(holds).collect()
-        })
-        .await
+        blocking(move || ids.into_iter().map(|id| holds_snapshot(&*backend, id)).collect()).await
     }
 
     /// Fails unless the service key unwraps the password of the project's repository.

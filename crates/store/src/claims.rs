@@ -87,7 +87,7 @@ impl Store {
         );
         builder.push_bind(except.map_or("", JobId::as_str).to_owned());
         push_objects(&mut builder, "c.", wanted);
-        let mut tx = self.read().await?;
+        let mut tx = self.read_one().await?;
         let rows: Vec<(String, String, String, String)> =
             tx.built_as(&mut builder).fetch_all(tx.conn()).await?;
         let mut holders = Holders::default();

@@ -1,6 +1,6 @@
 //! Checkpoints, items, volume backups: writing new ones and finding them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use kedge_core::checkpoint::{Checkpoint, Item, SnapshotRef};
 use kedge_core::ids::{CheckpointId, ItemId, ProjectId, ServerId};
@@ -22,6 +22,8 @@ pub(crate) const IDS_MAX: usize = 10_000;
 
 /// Items that a walk over a project loads at once.
 const WALK_ITEMS: i64 = 500;
+/// Names that a walk over a project loads at once.
+const WALK_NAMES: i64 = 5_000;
 
 /// A deleted item whose data lay in the repository: what entitles a reconciler to remove
 /// that snapshot.
@@ -33,6 +35,15 @@ pub struct Tombstone {
     pub snapshot: SnapshotRef,
     /// When it was deleted.
     pub deleted_at: Timestamp,
+}
+
+/// What became of an item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Its row is there.
+    Kept,
+    /// It was deleted after its data lay in the repository.
+    Deleted,
 }
 
 /// Which items to load, each a `WHERE` that all three statements share.
@@ -199,12 +210,78 @@ impl Store {
         }
     }
 
+    /// Takes out of a set of repository snapshots those that rows of the project name: what
+    /// is left is in nobody's name. Loads a page of names at a time.
+    ///
+    /// # Errors
+    /// The catalogue does not answer.
+    pub async fn strike_named_snapshots(
+        &self,
+        project: &ProjectId,
+        snapshots: &mut HashSet<String>,
+    ) -> Result<()> {
+        let mut tx = self.read().await?;
+        let mut after = (i64::MIN, String::new());
+        while !snapshots.is_empty() {
+            let rows: Vec<(i64, String, Option<String>)> = tx
+                .query_as(
+                    "SELECT created_at, id, snapshot_id FROM items WHERE project_id = $1 \
+                     AND status <> 'deleted' AND created_at >= $2 \
+                     AND (created_at > $2 OR id > $3) ORDER BY created_at, id LIMIT $4",
+                )
+                .bind(project.as_str().to_owned())
+                .bind(after.0)
+                .bind(after.1)
+                .bind(WALK_NAMES)
+                .fetch_all(tx.conn())
+                .await?;
+            let Some((created_at, id, _)) = rows.last() else { return Ok(()) };
+            after = (*created_at, id.clone());
+            for snapshot in rows.into_iter().filter_map(|(_, _, snapshot)| snapshot) {
+                snapshots.remove(&snapshot);
+            }
+        }
+        Ok(())
+    }
+
+    /// What became of those of the items that the project has or had.
+    ///
+    /// # Errors
+    /// The catalogue does not answer, or too many ids are asked for.
+    pub async fn find_fates(
+        &self,
+        project: &ProjectId,
+        ids: &[ItemId],
+    ) -> Result<HashMap<ItemId, Fate>> {
+        if ids.len() > IDS_MAX {
+            return Err(StoreError::TooMany { asked: ids.len(), most: IDS_MAX });
+        }
+        let mut select = QueryBuilder::new(
+            "SELECT i.id, i.status, i.snapshot_id FROM items i WHERE i.project_id || '' = ",
+        );
+        select.push_bind(project.as_str().to_owned());
+        push_ids(&mut select, ids.iter().map(ItemId::as_str));
+        let mut tx = self.read_one().await?;
+        let rows: Vec<(String, String, Option<String>)> =
+            tx.built_as(&mut select).fetch_all(tx.conn()).await?;
+        let fate = |(id, status, snapshot): (String, String, Option<String>)| {
+            let is_deleted = status == ItemStatus::Deleted.as_str();
+            let fate = match (is_deleted, snapshot) {
+                (false, _) => Fate::Kept,
+                (true, Some(_)) => Fate::Deleted,
+                (true, None) => return None,
+            };
+            Some((ItemId::asked(&id), fate))
+        };
+        Ok(rows.into_iter().filter_map(fate).collect())
+    }
+
     /// Deleted items of a project whose data lay in the repository.
     ///
     /// # Errors
     /// The catalogue does not answer.
     pub async fn list_tombstones(&self, project: &ProjectId) -> Result<Vec<Tombstone>> {
-        let mut tx = self.read().await?;
+        let mut tx = self.read_one().await?;
         let rows: Vec<(String, Option<String>, Option<String>, i64)> = tx
             .query_as(
                 "SELECT id, snapshot_id, tree_id, deleted_at FROM items WHERE project_id = $1 \
@@ -375,7 +452,9 @@ impl Which<'_> {
         builder.push("i.status <> 'deleted' AND ");
         match self {
             Self::OfProject { project, ids } => {
-                builder.push("i.project_id = ").push_bind(project.as_str().to_owned());
+                // Ids are few, a project's items may be many: what is computed has no index,
+                // so the ids are looked up and the project is compared.
+                builder.push("i.project_id || '' = ").push_bind(project.as_str().to_owned());
                 push_ids(builder, ids.iter().map(ItemId::as_str));
             }
             Self::OfCheckpoint { project, checkpoint } => {

@@ -30,7 +30,7 @@ mod watches;
 pub use claims::Holders;
 pub use db::{Outage, Store};
 pub use error::{Result, StoreError};
-pub use items::Tombstone;
+pub use items::{Fate, Tombstone};
 pub use jobs::{Heartbeat, JobCounts, NewJob};
 pub use list::{Direction, ItemFilter, ItemPage, PageRequest, SortKey};
 pub use repositories::RepositoryRow;

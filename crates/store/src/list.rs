@@ -152,6 +152,14 @@ impl Direction {
         }
     }
 
+    /// How an entry compares with one that does not stand after it.
+    fn not_before(self) -> &'static str {
+        match self {
+            Self::Asc => " >= ",
+            Self::Desc => " <= ",
+        }
+    }
+
     /// How an entry compares with the one before it.
     fn after(self) -> &'static str {
         match self {
@@ -270,8 +278,13 @@ fn push_order(builder: &mut QueryBuilder<Sqlite>, sort: &[(SortKey, Direction)])
     }
 }
 
-/// What stands after the marker: equal in the first n keys and beyond it in the next.
+/// What stands after the marker: equal in the first n keys and beyond it in the next. That
+/// the first key is not before it follows, and lets an index begin at the marker.
 fn push_after(builder: &mut QueryBuilder<Sqlite>, sort: &[(SortKey, Direction)], place: &Place) {
+    if let Some((key, direction)) = sort.first() {
+        builder.push(" AND ").push(key.expression()).push(direction.not_before());
+        place.push_value(builder, *key);
+    }
     let mut separator = " AND (";
     for (depth, (key, direction)) in sort.iter().enumerate() {
         builder.push(separator).push("(");

@@ -49,7 +49,7 @@ impl Store {
     /// # Errors
     /// The catalogue does not answer.
     pub async fn find_repository(&self, project: &ProjectId) -> Result<Option<RepositoryRow>> {
-        self.read().await?.repository(project).await
+        self.read_one().await?.repository(project).await
     }
 
     /// Records the password of a project's repository-to-be. The first one wins; what is
@@ -123,7 +123,7 @@ impl Store {
     /// # Errors
     /// The catalogue does not answer.
     pub async fn list_repositories(&self) -> Result<Vec<RepositoryRow>> {
-        let mut tx = self.read().await?;
+        let mut tx = self.read_one().await?;
         let rows: Vec<Row> = tx
             .query_as(
                 "SELECT project_id, wrapped_password, made, created_at FROM repositories \

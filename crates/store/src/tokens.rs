@@ -70,7 +70,7 @@ impl Store {
     /// # Errors
     /// The catalogue does not answer.
     pub async fn find_token(&self, hash: &TokenHash) -> Result<Option<TokenRow>> {
-        let mut tx = self.read().await?;
+        let mut tx = self.read_one().await?;
         let row: Option<Row> = tx
             .query_as(
                 "SELECT user_id, project_id, issued_at, expires_at FROM tokens WHERE hash = $1",

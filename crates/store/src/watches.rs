@@ -14,7 +14,7 @@ impl Store {
     /// # Errors
     /// The catalogue does not answer.
     pub async fn find_watch(&self, project: &ProjectId) -> Result<Watch> {
-        let mut tx = self.read().await?;
+        let mut tx = self.read_one().await?;
         let row: Option<(String,)> = tx
             .query_as("SELECT state FROM watches WHERE project_id = $1")
             .bind(project.as_str().to_owned())
@@ -31,7 +31,7 @@ impl Store {
     /// # Errors
     /// The catalogue does not answer.
     pub async fn list_lost_indexes(&self) -> Result<Vec<ProjectId>> {
-        let mut tx = self.read().await?;
+        let mut tx = self.read_one().await?;
         let rows: Vec<(String, String)> = tx
             .query_as("SELECT project_id, state FROM watches ORDER BY project_id")
             .fetch_all(tx.conn())

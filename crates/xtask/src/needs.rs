@@ -12,15 +12,18 @@ struct Need {
     package: &'static str,
 }
 
-const NEEDS: [Need; 5] = [
+const NEEDS: [Need; 7] = [
     // C sources of SQLite, zstd and ring are compiled in.
     Need { program: "gcc", package: "gcc" },
     // Judges repositories.
     Need { program: "restic", package: "restic" },
     // Makes and compares qcow2 images.
     Need { program: "qemu-img", package: "qemu-utils" },
-    // Judges the demo's file system.
+    // Boots what is restored.
+    Need { program: "qemu-system-x86_64", package: "qemu-system-x86" },
+    // Judges the demo's file system, and makes some.
     Need { program: "e2fsck", package: "e2fsprogs" },
+    Need { program: "mke2fs", package: "e2fsprogs" },
     // Runs moto.
     Need { program: "python3", package: "python3-venv" },
 ];
@@ -32,11 +35,18 @@ const MOTO_DIR: &str = "target/moto";
 
 /// Installs what is missing when that is possible, else names it.
 pub(crate) fn check() -> Result<(), Failure> {
-    let missing = missing_packages();
-    if !missing.is_empty() {
-        require(&missing)?;
+    // Of one source's versions a package may push out another's of its family, which then
+    // is missing.
+    for _ in 0..2 {
+        let missing = missing_packages();
+        if !missing.is_empty() {
+            require(&missing)?;
+        }
     }
-    install_moto()
+    match missing_packages().as_slice() {
+        [] => install_moto(),
+        still => Err(Failure(format!("still missing after installing: {}", still.join(" ")))),
+    }
 }
 
 /// What the nightly run needs besides: a real object store.
@@ -58,7 +68,9 @@ fn require(missing: &[&str]) -> Result<(), Failure> {
 
 fn missing_packages() -> Vec<&'static str> {
     let missing = |need: &&Need| find_tool(need.program).is_none();
-    NEEDS.iter().filter(missing).map(|need| need.package).collect()
+    let mut packages: Vec<_> = NEEDS.iter().filter(missing).map(|need| need.package).collect();
+    packages.dedup();
+    packages
 }
 
 /// Only root on Debian: nobody else's machine is changed.
@@ -71,11 +83,7 @@ fn install(packages: &[&str]) -> Result<(), Failure> {
     println!("installing {}", packages.join(" "));
     run(&mut program("apt-get", &["update"]))?;
     let arguments = ["install", "--yes", "--no-install-recommends"];
-    run(program("apt-get", &arguments).args(packages).env("DEBIAN_FRONTEND", "noninteractive"))?;
-    match missing_packages().as_slice() {
-        [] => Ok(()),
-        still => Err(Failure(format!("still missing after installing: {}", still.join(" ")))),
-    }
+    run(program("apt-get", &arguments).args(packages).env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
 /// A folder without the mark at the end was left by an installation that did not finish.

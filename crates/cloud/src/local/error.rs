@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use kedge_core::ports::{CloudError, CloudErrorKind};
 
 /// Turns an error of the file system into one of the port, with what was being done.
-pub(super) fn failed(doing: impl Display) -> impl FnOnce(io::Error) -> CloudError {
+pub(super) fn failed(doing: impl Display) -> impl Fn(io::Error) -> CloudError {
     move |error| {
         let text = if is_full(&error) {
             format!("{doing}: the disk is full; free some space, then try again")

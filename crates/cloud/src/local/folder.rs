@@ -12,6 +12,8 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, ResolveFlags};
 
+use super::hold::Identity;
+
 const OURS_ONLY: Mode = Mode::RUSR.union(Mode::WUSR);
 const OURS_ONLY_FOLDER: Mode = Mode::RWXU;
 
@@ -34,6 +36,11 @@ impl Folder {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let handle = rustix::fs::open(path, flags, Mode::empty())?;
         Ok(Self { handle: handle.into() })
+    }
+
+    /// How the folder looks: adding, removing and renaming in it changes that.
+    pub(super) fn identity(&self) -> io::Result<Identity> {
+        Identity::of(&self.handle)
     }
 
     /// Names in the folder, without hidden ones.

@@ -18,6 +18,7 @@ mod hold;
 mod images;
 mod qcow2;
 mod raw;
+mod register;
 mod servers;
 mod snapshots;
 mod state;
@@ -43,6 +44,8 @@ pub use self::freeze::CloneFile;
 use self::freeze::{Freeze, reflink};
 pub use self::qcow2::GiveFile;
 use self::qcow2::give;
+pub use self::register::AskElapsed;
+use self::register::elapsed;
 use self::state::Power;
 
 /// No disk is larger: what claims to be is damaged or hostile.
@@ -69,6 +72,7 @@ struct Shared {
     freezes: Mutex<HashMap<(ServerId, String), Arc<Freeze>>>,
     /// Broken declarations already reported.
     reported: Mutex<HashSet<OsString>>,
+    register: register::Register,
     lookups: Arc<Semaphore>,
     actions: Arc<Semaphore>,
 }
@@ -86,11 +90,13 @@ pub struct FileCalls {
     pub time: AskTime,
     /// Where this fails, no changes are known.
     pub boot: AskBoot,
+    /// Tells how long declarations have looked the same.
+    pub elapsed: AskElapsed,
 }
 
 impl Default for FileCalls {
     fn default() -> Self {
-        Self { clone: reflink, give, notes_writes, time: ask_time, boot: ask_boot }
+        Self { clone: reflink, give, notes_writes, time: ask_time, boot: ask_boot, elapsed }
     }
 }
 
@@ -109,6 +115,7 @@ impl LocalCloud {
             changing: Mutex::default(),
             freezes: Mutex::default(),
             reported: Mutex::default(),
+            register: register::Register::default(),
             lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)),
             actions: Arc::new(Semaphore::new(ACTIONS_MAX)),
         };
@@ -153,7 +160,8 @@ impl LocalCloud {
 impl Cloud for LocalCloud {
     async fn find_server(&self, of: &ServerRef) -> Result<Option<Server>, CloudError> {
         let of = of.clone();
-        self.look_up(move |cloud| cloud.find(&of)?.map(|found| found.describe()).transpose()).await
+        self.look_up(move |cloud| cloud.look_for(&of)?.map(|found| found.describe()).transpose())
+            .await
     }
 
     async fn create_snapshots(

@@ -18,9 +18,11 @@ use tracing::warn;
 use super::Shared;
 use super::config::{Declared, DeclaredDisk, SERVER_FILE};
 use super::error::failed;
-use super::folder::Folder;
+use super::folder::{Access, Folder};
 use super::freeze::Freeze;
+use super::hold::Identity;
 use super::images::{ImageFiles, Reading, disk_size, open_reader};
+use super::register;
 use super::state::{Power, ServerState};
 
 /// Servers are found by reading every declaration; beyond this another cloud is the answer.
@@ -32,17 +34,24 @@ const SERVER_FILE_BYTES_MAX: u64 = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) folder: Folder,
-    pub(super) server: Declared,
+    pub(super) server: Arc<Declared>,
 }
 
 impl Shared {
     /// Visits every server that is declared well, one open folder at a time.
     pub(super) fn visit(&self, mut visit: impl FnMut(Found)) -> Result<(), CloudError> {
         let root = Folder::open(&self.root).map_err(failed("opening the directory of servers"))?;
-        let names = root.names(SERVERS_MAX).map_err(failed("listing the directory of servers"))?;
+        let listing = failed("listing the directory of servers");
+        let (now, before) = ((self.calls.elapsed)(), self.register.latest());
+        let look = root.identity().map_err(&listing)?;
+        let names = root.names(SERVERS_MAX).map_err(&listing)?;
+        let mut reading = register::Reading::begin(&before, look, now);
         for name in names {
-            match read_server(&root, &name) {
-                Ok(Some(found)) => visit(found),
+            match read_server(&root, &name, &before) {
+                Ok(Some((found, identity))) => {
+                    reading.note(&before, &name, identity, now, &found.server);
+                    visit(found);
+                }
                 Ok(None) => {}
                 Err(error) => match error.kind {
                     CloudErrorKind::Permanent => self.report(name, &error.text),
@@ -51,7 +60,28 @@ impl Shared {
                 },
             }
         }
+        self.register.keep(reading);
         Ok(())
+    }
+
+    /// The server as whoever only looks may find it: by its own declaration alone, where the
+    /// latest reading of all still holds. What is not found so is looked for everywhere, be
+    /// it another project's or nobody's.
+    pub(super) fn look_for(&self, of: &ServerRef) -> Result<Option<Found>, CloudError> {
+        match self.find_noted(of) {
+            Some(found) => Ok(Some(found)),
+            None => self.find(of),
+        }
+    }
+
+    fn find_noted(&self, of: &ServerRef) -> Option<Found> {
+        let latest = self.register.latest();
+        let root = Folder::open(&self.root).ok()?;
+        let name = latest.folder_of(&of.server, &root.identity().ok()?)?;
+        let folder = root.folder(name).ok()?;
+        let file = folder.file(SERVER_FILE, Access::Read).ok()?;
+        let server = latest.declared_in(name, &Identity::of(&file).ok()?)?.clone();
+        (server.project == of.project).then_some(Found { folder, server })
     }
 
     /// A broken declaration hides its own server and no other.
@@ -129,18 +159,32 @@ impl Shared {
     }
 }
 
-fn read_server(root: &Folder, name: &OsString) -> Result<Option<Found>, CloudError> {
+/// What a folder declares, and how its file looked before it was read. It is not read where
+/// what was read before still holds.
+fn read_server(
+    root: &Folder,
+    name: &OsString,
+    before: &register::Reading,
+) -> Result<Option<(Found, Identity)>, CloudError> {
     let folder = match root.folder(name) {
         Ok(folder) => folder,
         Err(error) if is_no_folder(&error) => return Ok(None),
         Err(error) => return Err(failed("opening the folder")(error)),
     };
-    let bytes = folder
-        .read(SERVER_FILE, SERVER_FILE_BYTES_MAX)
-        .map_err(failed(format!("reading {SERVER_FILE}")))?;
+    let reading = failed(format!("reading {SERVER_FILE}"));
+    let identity = match folder.file(SERVER_FILE, Access::Read) {
+        Ok(file) => Identity::of(&file).map_err(&reading)?,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(reading(error)),
+    };
+    if let Some(server) = before.declared_in(name, &identity) {
+        let server = Arc::clone(server);
+        return Ok(Some((Found { folder, server }, identity)));
+    }
+    let bytes = folder.read(SERVER_FILE, SERVER_FILE_BYTES_MAX).map_err(&reading)?;
     let Some(bytes) = bytes else { return Ok(None) };
-    let server = Declared::parse(&bytes).map_err(CloudError::permanent)?;
-    Ok(Some(Found { folder, server }))
+    let server = Arc::new(Declared::parse(&bytes).map_err(CloudError::permanent)?);
+    Ok(Some((Found { folder, server }, identity)))
 }
 
 /// Something else than a folder is no server; a link to one, or one just removed, is none
@@ -161,7 +205,7 @@ impl Found {
     }
 
     pub(super) fn describe(&self) -> Result<Server, CloudError> {
-        let server = self.server.clone();
+        let server = Declared::clone(&self.server);
         let state = self.state()?;
         let status = match state.power {
             Power::Active => ServerStatus::Active,

@@ -7,6 +7,7 @@ mod contract;
 mod files;
 mod hostile;
 mod local;
+mod register;
 mod sim;
 mod stage;
 mod tracking;

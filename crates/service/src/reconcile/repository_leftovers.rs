@@ -3,12 +3,14 @@
 use std::collections::HashSet;
 
 use kedge_core::ids::{ItemId, ProjectId};
+use kedge_engine::{EngineError, SnapshotId};
+use kedge_store::Fate;
 
 use super::Reconciled;
 use crate::app::Parts;
 use crate::error::Error;
 use crate::job::{ITEM_TAG_PREFIX, SESSION_PREFIX, session_name};
-use crate::repositories::{RepositoryError, blocking};
+use crate::repositories::{RepositoryError, SharedRepository, blocking};
 
 pub(super) async fn remove(parts: &Parts, round: &mut Reconciled) -> Result<(), Error> {
     for row in parts.store.list_repositories().await?.into_iter().filter(|row| row.made) {
@@ -28,11 +30,8 @@ async fn remove_in(
     let shared = repository.clone();
     // The repository is asked before the catalogue: what a job makes in between is then
     // known to be alive.
-    let (sessions, (snapshots, damaged)) =
-        blocking(move || Ok((shared.list_sessions()?, shared.survey_snapshots()?))).await?;
-    for damage in damaged {
-        tracing::error!(project.id = ?project, "{damage}");
-    }
+    let (sessions, listed) =
+        blocking(move || Ok((shared.list_sessions()?, shared.list_snapshot_ids()?))).await?;
     let alive: HashSet<String> =
         parts.store.list_live_jobs().await?.iter().map(|job| session_name(&job.id)).collect();
     for session in sessions {
@@ -42,23 +41,49 @@ async fn remove_in(
                 blocking(move || shared.remove_session_locks(&session)).await?;
         }
     }
-    let known: HashSet<ItemId> =
-        parts.store.all_items(project).await?.into_iter().map(|item| item.id).collect();
-    let deleted: HashSet<ItemId> =
-        parts.store.list_tombstones(project).await?.into_iter().map(|t| t.item).collect();
-    for snapshot in snapshots {
-        let Some(item) = snapshot.tags.iter().find_map(|tag| tag.strip_prefix(ITEM_TAG_PREFIX))
-        else {
-            continue;
-        };
-        let item = ItemId::asked(item);
-        if deleted.contains(&item) {
-            let (shared, id) = (repository.clone(), snapshot.id);
+    let mut unnamed: HashSet<String> = listed.iter().map(ToString::to_string).collect();
+    parts.store.strike_named_snapshots(project, &mut unnamed).await?;
+    let unnamed = listed.into_iter().filter(|id| unnamed.contains(&id.to_string()));
+    for id in unnamed {
+        judge(parts, project, &repository, id, round).await?;
+    }
+    Ok(())
+}
+
+/// What becomes of a snapshot that no row names. Only such a one is read.
+async fn judge(
+    parts: &Parts,
+    project: &ProjectId,
+    repository: &SharedRepository,
+    id: SnapshotId,
+    round: &mut Reconciled,
+) -> Result<(), RepositoryError> {
+    let shared = repository.clone();
+    let snapshot = match blocking(move || shared.get_snapshot(id)).await {
+        Ok(snapshot) => snapshot,
+        Err(RepositoryError::Engine(EngineError::SnapshotNotFound(_))) => return Ok(()),
+        Err(RepositoryError::Engine(damage @ EngineError::Damaged { .. })) => {
+            tracing::error!(project.id = ?project, "{damage}");
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    let Some(item) = snapshot.tags.iter().find_map(|tag| tag.strip_prefix(ITEM_TAG_PREFIX)) else {
+        return Ok(());
+    };
+    let item = ItemId::asked(item);
+    let fates = parts.store.find_fates(project, std::slice::from_ref(&item)).await?;
+    match fates.get(&item) {
+        // Another snapshot of it is the one that its row names, or a job is just about to.
+        Some(Fate::Kept) => {}
+        Some(Fate::Deleted) => {
+            let shared = repository.clone();
             blocking(move || shared.delete_snapshot(id)).await?;
             round.repository_removed += 1;
-        } else if !known.contains(&item) {
-            tracing::warn!(project.id = ?project, "repository snapshot {} is of a backup no row names", snapshot.id);
-            round.strangers.push(snapshot.id.to_string());
+        }
+        None => {
+            tracing::warn!(project.id = ?project, "repository snapshot {id} is of a backup no row names");
+            round.strangers.push(id.to_string());
         }
     }
     Ok(())

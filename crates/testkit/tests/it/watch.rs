@@ -199,3 +199,22 @@ async fn a_watch_that_is_cancelled_or_meets_a_silent_store_says_nothing() {
     watch(&harness).await;
     assert_eq!(verdict(&harness, &saved, &server).await, (Ok(()), Grade::Read));
 }
+
+/// What names everything else is as easily damaged as the rest, and no index lists it.
+#[tokio::test]
+async fn a_snapshot_object_that_changed_is_no_snapshot_from_that_moment() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(13, MIB)]);
+    let saved = back_up(&harness, &server).await;
+    assert_eq!(verdict(&harness, &saved, &server).await.0, Ok(()));
+    let store = harness.places.store_of(&server.project_id);
+    let [snapshot] = objects(&harness, ObjectKind::Snapshot).try_into().unwrap();
+    let whole = store.inner().get(&snapshot, 1 << 20).unwrap();
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 1;
+    for changed in [flipped, whole[..whole.len() - 1].to_vec()] {
+        store.inner().delete(&snapshot).unwrap();
+        store.inner().put(&snapshot, &changed).unwrap();
+        assert_eq!(verdict(&harness, &saved, &server).await.0, Err(Code::SnapshotMissing));
+    }
+}

@@ -21,7 +21,7 @@ enum Outsiders {
 
 use Outsiders::{AllBut, Only};
 
-const HOUSE: [Walls; 11] = [
+const HOUSE: [Walls; 12] = [
     Walls {
         name: "core",
         ours: &[],
@@ -40,6 +40,7 @@ const HOUSE: [Walls; 11] = [
         outsiders: AllBut(&["axum", "http", "hyper", "reqwest", "tower", "utoipa"]),
     },
     Walls { name: "cloud", ours: &["core"], outsiders: AllBut(&["axum", "sqlx", "utoipa"]) },
+    Walls { name: "drill", ours: &["core"], outsiders: AllBut(&["axum", "sqlx", "utoipa"]) },
     Walls {
         name: "service",
         ours: &["core", "engine", "store"],
@@ -53,12 +54,12 @@ const HOUSE: [Walls; 11] = [
     Walls { name: "cli", ours: &["wire"], outsiders: AllBut(&["axum", "sqlx"]) },
     Walls {
         name: "kedge",
-        ours: &["api", "cli", "cloud", "core", "engine", "service", "store", "wire"],
+        ours: &["api", "cli", "cloud", "core", "drill", "engine", "service", "store", "wire"],
         outsiders: AllBut(&["sqlx"]),
     },
     Walls {
         name: "testkit",
-        ours: &["api", "cli", "cloud", "core", "engine", "service", "store", "wire"],
+        ours: &["api", "cli", "cloud", "core", "drill", "engine", "service", "store", "wire"],
         outsiders: AllBut(&[]),
     },
     Walls { name: "xtask", ours: &[], outsiders: Only(&["serde", "serde_json"]) },
