@@ -573,6 +573,7 @@ mod tests {
             id: ProjectId::new("p1"),
             name: "shop".to_owned(),
             domain: domain.clone(),
+            demand: None,
         };
         let mut info = TokenInfo {
             user_id: "u1".to_owned(),

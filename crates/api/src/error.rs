@@ -186,7 +186,8 @@ pub(crate) fn status_of(code: Code) -> StatusCode {
         | Code::SnapshotMissing
         | Code::VolumeHeld
         | Code::HalfWritten
-        | Code::DataDamaged => StatusCode::BAD_REQUEST,
+        | Code::DataDamaged
+        | Code::EvidenceTooWeak => StatusCode::BAD_REQUEST,
         Code::Unauthenticated => StatusCode::UNAUTHORIZED,
         Code::Forbidden => StatusCode::FORBIDDEN,
         Code::ItemNotFound

@@ -23,6 +23,8 @@ pub(crate) fn of_restore(explained: &Explained<RestorePlan>) -> wire::Explanatio
         grade: known.grade.as_str().to_owned(),
         read_since: known.read_since.map(|at| at.to_string()),
         present_at: known.present_at.map(|at| at.to_string()),
+        drill: known.drilled.map(|drill| drill.outcome.as_str().to_owned()),
+        drilled_at: known.drilled.map(|drill| drill.at.to_string()),
     });
     wire::Explanation { violations: violations(explained), plan, evidence }
 }
@@ -225,6 +227,10 @@ fn waiting(wait: &Wait) -> wire::Repair {
         Until::VolumesAreFree(volumes) => {
             said.volume_ids = names(volumes);
             "Wait until nothing is done with these disks any more."
+        }
+        Until::EvidenceIsFound(item) => {
+            said.checkpoint_item_id = Some(item.to_string());
+            "Wait until the backup was read back, which has been asked for."
         }
         Until::DamageIsLocated => "Ask again: what the damage harms is being found out.",
         Until::SourceAnswers => "Ask again when it answers.",

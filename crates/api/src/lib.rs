@@ -17,6 +17,7 @@ mod explain;
 mod handlers;
 mod metrics;
 mod openapi;
+mod proof;
 mod query;
 mod requests;
 mod routes;

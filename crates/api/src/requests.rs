@@ -2,6 +2,7 @@
 
 use kedge_core::checkpoint::Method;
 use kedge_core::ids::{CheckpointId, ItemId, ServerId, VolumeBackupId, VolumeId};
+use kedge_core::proof::ProofKind;
 use kedge_core::protect;
 use kedge_core::refusal::Refusal;
 use kedge_core::resource::SERVER_TYPE;
@@ -207,6 +208,11 @@ pub(crate) fn restore(body: &Value) -> Result<RestoreRequest, Error> {
         },
         power_on,
     })
+}
+
+pub(crate) fn proof(body: &Value) -> Result<ProofKind, Error> {
+    let kind = Object::root(body)?.field("proof").object()?.field("kind");
+    ProofKind::from_word(kind.word()?).ok_or_else(|| kind.bad("read or drill"))
 }
 
 pub(crate) fn login(body: &Value) -> Result<Login, Error> {

@@ -20,6 +20,7 @@ use kedge_wire::identity::{
     Auth, AuthBody, AuthDomain, AuthIdentity, AuthPassword, AuthProject, AuthScope, AuthUser,
     TokenBody,
 };
+use kedge_wire::proof::{Proof, ProofAnswer, ProofBody, ProofList, ProofParam};
 use kedge_wire::restore::{Restore, RestoreAnswer, RestoreBody, RestoreParameters, RestoreRequest};
 use kedge_wire::{PROVIDER_ID, SERVER_TYPE};
 use reqwest::{Method, RequestBuilder, Response};
@@ -205,6 +206,21 @@ impl Client {
         Ok(answer.restorable)
     }
 
+    /// As [`Client::check_restorable`], with reasons, repairs and evidence.
+    ///
+    /// # Errors
+    /// A refusal of the whole call, or trouble on the way.
+    pub async fn explain_restorable(
+        &self,
+        questions: Vec<RestorableParam>,
+    ) -> Result<Vec<CheckResp>, ClientError> {
+        let body = ResourcesAction { check_protectable: None, check_restorable: Some(questions) };
+        let call = self.call(Method::POST, &provider_path("resources/action"))?;
+        let call = call.query(&[("explain", "true")]).json(&body);
+        let answer: RestorableAnswer = read(good(call.send().await?).await?).await?;
+        Ok(answer.restorable)
+    }
+
     /// Backs up a server now; returns when the work has begun.
     ///
     /// # Errors
@@ -280,6 +296,27 @@ impl Client {
         let answer: RestoreAnswer =
             self.get(&format!("restores/{}", escaped(restore)), &[]).await?;
         Ok(answer.restore)
+    }
+
+    /// Asks for a proof of a backup, `read` or `drill`; it waits for its turn.
+    ///
+    /// # Errors
+    /// A refusal, or trouble on the way.
+    pub async fn create_proof(&self, item: &str, kind: &str) -> Result<Proof, ClientError> {
+        let body = ProofBody { proof: ProofParam { kind: kind.to_owned() } };
+        let path = format!("checkpoint_items/{}/proofs", escaped(item));
+        let answer: ProofAnswer = self.post(&path, &body).await?;
+        Ok(answer.proof)
+    }
+
+    /// Proofs of a backup, the latest first.
+    ///
+    /// # Errors
+    /// A refusal, or trouble on the way.
+    pub async fn list_proofs(&self, item: &str) -> Result<Vec<Proof>, ClientError> {
+        let path = format!("checkpoint_items/{}/proofs", escaped(item));
+        let answer: ProofList = self.get(&path, &[]).await?;
+        Ok(answer.proofs)
     }
 
     /// Deletes these backups of a record, or without any named all of it; returns when the

@@ -65,6 +65,7 @@ codes! {
     RepositoryUnreachable "KEDGE.0005" "the backup repository cannot be reached";
     SnapshotMissing "KEDGE.0006" "the repository does not hold the backup's snapshot";
     KeyUnavailable "KEDGE.0008" "the key that opens the backup repository cannot be had";
+    EvidenceTooWeak "KEDGE.0009" "less is known of the backup's bytes than the project demands, or it is too old; they are being read back";
     VolumeHeld "KEDGE.0010" "another job holds a destination disk";
     HalfWritten "KEDGE.0012" "a disk of the server is half written by a restore that failed; restore to it again first";
     DataDamaged "KEDGE.0013" "data the backup needs is damaged or missing in the repository";

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::proof::{DrillOutcome, Drilled, Proven};
 use crate::time::Timestamp;
 
 /// How far watching over a repository has come.
@@ -42,10 +43,11 @@ pub struct Round {
     pub after: Option<String>,
 }
 
-/// How good what is known of a backup's bytes is. A backup that was drilled, grade A, is
-/// not told of yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How good what is known of a backup is, the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Grade {
+    /// Every byte was read back, every disk inspected, and the server booted.
+    Drilled,
     /// Every byte was read back and hashed since it was stored.
     Read,
     /// Every pack was in the store since, as large as it must be.
@@ -63,6 +65,40 @@ pub struct Evidence {
     pub read_since: Option<Timestamp>,
     /// Every pack was there at this moment.
     pub present_at: Option<Timestamp>,
+    /// The latest drill.
+    pub drilled: Option<Drilled>,
+}
+
+/// What a project asks of its backups before it relies on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demand {
+    /// The least grade.
+    pub grade: Grade,
+    /// The greatest age of what the grade rests on; none where any will do.
+    pub age_max: Option<Duration>,
+}
+
+impl Evidence {
+    /// When that was seen which entitles to a grade, or to a better one; `None` where it
+    /// never was.
+    pub fn seen_at(&self, grade: Grade) -> Option<Timestamp> {
+        let drilled = self.drilled.filter(|drill| drill.outcome == DrillOutcome::Booted);
+        let drilled = drilled.map(|drill| drill.at);
+        match grade {
+            Grade::Drilled => drilled,
+            Grade::Read => self.read_since.max(drilled),
+            Grade::Present | Grade::Recorded => self.present_at.max(self.read_since).max(drilled),
+        }
+    }
+
+    /// Whether it is as good and as fresh as demanded.
+    pub fn meets(&self, demand: &Demand, now: Timestamp) -> bool {
+        if demand.grade == Grade::Recorded && demand.age_max.is_none() {
+            return true;
+        }
+        let is_fresh = |at| demand.age_max.is_none_or(|max| now.since(at) <= max);
+        self.seen_at(demand.grade).is_some_and(is_fresh)
+    }
 }
 
 /// The least that a round reads when it goes on.
@@ -71,8 +107,9 @@ const GO_ON_BYTES_MIN: u64 = 64 << 20;
 const GAP_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Watch {
-    /// What is known of a backup that was complete at this moment.
-    pub fn evidence(&self, finished_at: Option<Timestamp>) -> Evidence {
+    /// What is known of a backup that was complete at this moment, and of which proofs say
+    /// this.
+    pub fn evidence(&self, finished_at: Option<Timestamp>, proven: &Proven) -> Evidence {
         let after = |seen: Option<Timestamp>| {
             seen.zip(finished_at).filter(|(seen, finished)| finished < seen).map(|(seen, _)| seen)
         };
@@ -80,13 +117,14 @@ impl Watch {
         // the last round began, or the first.
         let is_read = after(self.new_read_at.max(self.all_read_at)).is_some();
         let read_since = self.all_read_at.max(self.watched_since).filter(|_| is_read);
+        let read_since = read_since.max(proven.read_at);
         let present_at = after(self.present_at);
-        let grade = match (read_since, present_at) {
-            (Some(_), _) => Grade::Read,
-            (None, Some(_)) => Grade::Present,
-            (None, None) => Grade::Recorded,
-        };
-        Evidence { grade, read_since, present_at }
+        let drilled = proven.drilled;
+        let evidence = Evidence { grade: Grade::Recorded, read_since, present_at, drilled };
+        let is_of = |grade: &Grade| evidence.seen_at(*grade).is_some();
+        let grades = [Grade::Drilled, Grade::Read, Grade::Present];
+        let grade = grades.into_iter().find(is_of).unwrap_or(Grade::Recorded);
+        Evidence { grade, ..evidence }
     }
 
     /// Whether there is nothing to read now: a round ended, and the next is not due.
@@ -107,10 +145,17 @@ impl Grade {
     /// The letter in explanations.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Drilled => "A",
             Self::Read => "B",
             Self::Present => "C",
             Self::Recorded => "D",
         }
+    }
+
+    /// The grade with this letter.
+    pub fn from_letter(letter: &str) -> Option<Self> {
+        let grades = [Self::Drilled, Self::Read, Self::Present, Self::Recorded];
+        grades.into_iter().find(|grade| grade.as_str() == letter)
     }
 }
 
@@ -140,12 +185,61 @@ mod tests {
             (Some(50), Grade::Recorded, None, None),
         ] {
             let (read_since, present_at) = (read_since.map(at), present_at.map(at));
-            let expected = Evidence { grade, read_since, present_at };
-            assert_eq!(watch.evidence(finished.map(at)), expected, "{finished:?}");
+            let expected = Evidence { grade, read_since, present_at, drilled: None };
+            let known = watch.evidence(finished.map(at), &Proven::default());
+            assert_eq!(known, expected, "{finished:?}");
         }
-        assert_eq!(Watch::default().evidence(Some(at(1))).grade, Grade::Recorded);
+        let nothing = Proven::default();
+        assert_eq!(Watch::default().evidence(Some(at(1)), &nothing).grade, Grade::Recorded);
         let first = Watch { all_read_at: None, ..watch };
-        assert_eq!(first.evidence(Some(at(30))).read_since, Some(at(5)));
+        assert_eq!(first.evidence(Some(at(30)), &nothing).read_since, Some(at(5)));
+    }
+
+    #[test]
+    fn a_proof_counts_beside_what_watching_saw_and_only_a_boot_makes_the_best_grade() {
+        let watch = Watch { present_at: Some(at(50)), ..Watch::default() };
+        let drill = |outcome| Some(Drilled { at: at(60), outcome });
+        for (read_at, drilled, grade) in [
+            (None, None, Grade::Present),
+            (Some(60), None, Grade::Read),
+            (Some(60), drill(DrillOutcome::Inspected), Grade::Read),
+            (Some(60), drill(DrillOutcome::Failed), Grade::Read),
+            (Some(60), drill(DrillOutcome::Booted), Grade::Drilled),
+        ] {
+            let proven = Proven { read_at: read_at.map(at), drilled };
+            let evidence = watch.evidence(Some(at(10)), &proven);
+            assert_eq!(evidence.grade, grade, "{proven:?}");
+        }
+    }
+
+    #[test]
+    fn a_demand_is_met_by_what_is_as_good_and_fresh() {
+        let booted = Some(Drilled { at: at(100), outcome: DrillOutcome::Booted });
+        let read = Evidence {
+            grade: Grade::Read,
+            read_since: Some(at(40)),
+            present_at: Some(at(90)),
+            drilled: None,
+        };
+        let drilled = Evidence { drilled: booted, ..read };
+        let bare = Evidence { read_since: None, present_at: None, ..read };
+        for (evidence, grade, age, met) in [
+            (read, Grade::Drilled, None, false),
+            (read, Grade::Read, None, true),
+            (read, Grade::Read, Some(80), true),
+            (read, Grade::Read, Some(79), false),
+            (read, Grade::Present, Some(30), true),
+            (read, Grade::Present, Some(29), false),
+            (drilled, Grade::Drilled, Some(20), true),
+            (drilled, Grade::Drilled, Some(19), false),
+            (drilled, Grade::Read, Some(20), true),
+            (bare, Grade::Recorded, None, true),
+            (bare, Grade::Recorded, Some(1000), false),
+            (bare, Grade::Present, None, false),
+        ] {
+            let demand = Demand { grade, age_max: age.map(Duration::from_secs) };
+            assert_eq!(evidence.meets(&demand, at(120)), met, "{demand:?}");
+        }
     }
 
     #[test]

@@ -84,6 +84,10 @@ id!(
     /// A unit of background work.
     JobId
 );
+id!(
+    /// One reading back or trying out of a backup.
+    ProofId
+);
 
 /// A project, the owner of everything. Its text is the identity service's own: 32
 /// hexadecimal digits in OpenStack, never interpreted here.

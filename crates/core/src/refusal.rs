@@ -6,11 +6,14 @@
 use std::fmt;
 
 use crate::code::Code;
+use crate::evidence::{Demand, Grade};
 use crate::fact::Unknown;
 use crate::ids::{ItemId, ServerId, VolumeBackupId, VolumeId};
 use crate::resource::{GIB, ServerKind, ServerStatus};
 use crate::status::ItemStatus;
 use crate::tag::TAGS_MAX;
+
+const DAY_SECS: u64 = 86_400;
 
 /// Why something cannot be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +115,15 @@ pub enum Refusal {
     SnapshotMissing(ItemId),
     /// Data the item needs is damaged or missing in the repository.
     DataDamaged(ItemId),
+    /// Less is known of the item's bytes than its project demands, or it is too old.
+    EvidenceTooWeak {
+        /// The item.
+        item: ItemId,
+        /// How good what is known is.
+        grade: Grade,
+        /// What is demanded.
+        demand: Demand,
+    },
     /// A fact could not be learned.
     Unknown(Unknown),
     /// A bug: the rules let something through that a plan needs and nobody saw.
@@ -157,6 +169,7 @@ impl Refusal {
             Self::HalfWritten(..) => Code::HalfWritten,
             Self::SnapshotMissing(_) => Code::SnapshotMissing,
             Self::DataDamaged(_) => Code::DataDamaged,
+            Self::EvidenceTooWeak { .. } => Code::EvidenceTooWeak,
             Self::Unknown(Unknown::CloudSilent) => Code::CloudSilent,
             Self::Unknown(Unknown::RepositoryUnreachable) => Code::RepositoryUnreachable,
             Self::Unknown(Unknown::KeyUnavailable) => Code::KeyUnavailable,
@@ -267,6 +280,14 @@ impl fmt::Display for Refusal {
                 f,
                 "Data of checkpoint item ({item}) is damaged or missing in the backup repository."
             ),
+            Self::EvidenceTooWeak { item, grade, demand } => {
+                let (has, asked) = (grade.as_str(), demand.grade.as_str());
+                write!(f, "Evidence of checkpoint item ({item}) is of grade {has}; the project demands {asked}")?;
+                match demand.age_max {
+                    Some(age) => write!(f, " of at most {} days.", age.as_secs() / DAY_SECS),
+                    None => f.write_str("."),
+                }
+            }
             Self::Unknown(Unknown::CloudSilent) => {
                 f.write_str("The cloud did not answer, so the server's state is unknown.")
             }

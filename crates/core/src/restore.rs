@@ -6,6 +6,7 @@
 //! an answer is a function of its arguments; what is unknown is never a yes.
 
 use crate::checkpoint::{Item, SnapshotRef, VolumeBackup};
+use crate::evidence::{Demand, Evidence};
 use crate::fact::Fact;
 use crate::ids::{ItemId, ServerId, VolumeBackupId, VolumeId};
 use crate::protect::Holder;
@@ -15,6 +16,7 @@ use crate::resource::{
     VolumeStatus,
 };
 use crate::status::ItemStatus;
+use crate::time::Timestamp;
 
 /// What a caller asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +101,20 @@ pub struct Facts {
     pub snapshot: Fact<SnapshotRef>,
     /// What is known of the data that the snapshot names.
     pub data: Fact<Data>,
+    /// What the project demands to be known of it, and what is; `None` where it demands
+    /// nothing, and for a restore that was admitted already.
+    pub weighed: Option<Weighed>,
+}
+
+/// What is known of a backup beside what is demanded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weighed {
+    /// What is demanded.
+    pub demand: Demand,
+    /// What is known.
+    pub evidence: Evidence,
+    /// Now.
+    pub at: Timestamp,
 }
 
 /// What is known of the data a backup consists of. Absent as a fact where there is no
@@ -175,6 +191,7 @@ pub const RULES: &[Rule] = &[
     Rule { name: "leaves_no_half_written_volume_out", check: leaves_no_half_written_volume_out },
     Rule { name: "repository_holds_the_snapshot", check: repository_holds_the_snapshot },
     Rule { name: "its_data_is_whole", check: its_data_is_whole },
+    Rule { name: "evidence_is_as_demanded", check: evidence_is_as_demanded },
 ];
 
 /// Plans one restore.
@@ -503,5 +520,17 @@ fn its_data_is_whole(question: &Question, facts: &Facts) -> Result<(), Refusal> 
     match seen(&facts.data, damaged)? {
         Data::Whole => Ok(()),
         Data::Damaged => Err(damaged()),
+    }
+}
+
+/// Who relies on backups may want to know that they were read, and lately. Where something
+/// is found wrong with this one, that is the answer.
+fn evidence_is_as_demanded(question: &Question, facts: &Facts) -> Result<(), Refusal> {
+    match facts.weighed {
+        Some(Weighed { demand, evidence, at }) if !evidence.meets(&demand, at) => {
+            let (item, grade) = (question.item.clone(), evidence.grade);
+            Err(Refusal::EvidenceTooWeak { item, grade, demand })
+        }
+        _ => Ok(()),
     }
 }

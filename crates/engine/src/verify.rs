@@ -24,7 +24,7 @@ use crate::{
     backend::{Backend, BackendError, ObjectKind, ObjectName},
     blob::{BlobKind, Decoder},
     check::Problem,
-    control::{CancelFlag, Progress},
+    control::{CancelFlag, NoProgress, Progress},
     error::EngineError,
     id::{IndexId, MarkId, PackId, sha256},
     index,
@@ -207,13 +207,49 @@ impl Repository<Indexed> {
         progress: &dyn Progress,
     ) -> Result<VerifyOutcome, EngineError> {
         let wanted = catalogue.packs.iter().filter(|(_, listed)| is_wanted(listed.object));
-        let packs = wanted.map(|(id, listed)| (*id, listed.bytes));
+        let packs = wanted.map(|(id, listed)| (*id, listed.bytes)).collect();
+        self.verify_these(packs, catalogue, options, outcome, progress)
+    }
+
+    /// Verifies the pack that an error of a reader told of, so that what is wrong with it can
+    /// be recorded; `None` if it told of something else.
+    pub fn verify_suspect(
+        &self,
+        error: &EngineError,
+        cancel: &CancelFlag,
+    ) -> Result<Option<VerifyOutcome>, EngineError> {
+        let EngineError::Damaged { object, .. } = error else { return Ok(None) };
+        let name = object.strip_prefix("data/").and_then(|path| path.rsplit('/').next());
+        let Some(suspect) = name.and_then(|name| name.parse::<PackId>().ok()) else {
+            return Ok(None);
+        };
+        let catalogue = self.take_inventory()?.catalogue;
+        let listed = catalogue.packs.get_key_value(&suspect);
+        let packs = listed.map(|(id, listed)| (*id, listed.bytes)).into_iter().collect();
+        let options = VerifyOptions {
+            threads: NonZeroUsize::MIN,
+            cancel: cancel.clone(),
+            after: None,
+            bytes_max: u64::MAX,
+        };
+        let outcome = VerifyOutcome::default();
+        self.verify_these(packs, &catalogue, &options, outcome, &NoProgress).map(Some)
+    }
+
+    fn verify_these(
+        &self,
+        packs: Vec<(PackId, u64)>,
+        catalogue: &PackCatalogue,
+        options: &VerifyOptions,
+        outcome: VerifyOutcome,
+        progress: &dyn Progress,
+    ) -> Result<VerifyOutcome, EngineError> {
         let mut marked: HashMap<PackId, Vec<MarkId>> = HashMap::new();
         for (mark, damage) in self.state.marks.load(&self.vault)?.damage() {
             marked.entry(damage.pack).or_default().push(mark);
         }
         let marked = &marked;
-        walk(packs.collect(), options, outcome, progress, || {
+        walk(packs, options, outcome, progress, || {
             let mut reader = PackReader::new(&self.vault)?;
             Ok(move |id, _, work: &Work<'_>| {
                 let (mut verdict, is_sound) = reader.verify(catalogue, id, work)?;

@@ -33,6 +33,10 @@ pub(crate) enum Command {
         #[command(subcommand)]
         verb: RepoVerb,
     },
+    /// Inspect a disk that is served on standard input and output: what the service starts,
+    /// in a sandbox, for each disk of a drill.
+    #[command(name = "inspect-disk", hide = true)]
+    InspectDisk,
     /// Look after the service key.
     Key {
         #[command(subcommand)]

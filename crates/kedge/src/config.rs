@@ -4,6 +4,8 @@
 //! Invariant: a [`Checked`] that exists is consistent. Everything that is wrong with the
 //! values of a file is found in one go, so that nobody has to mend it line by line.
 
+mod drill;
+
 use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
@@ -16,6 +18,7 @@ use kedge_engine::layer::Rates;
 use kedge_service::settings::{Kdf, Limits as ServiceLimits, Settings, Verify};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::drill::Drill;
 use crate::failure::{Failure, OrFail as _};
 use crate::{places, private, telemetry};
 
@@ -56,6 +59,7 @@ pub(crate) struct Config {
     pub(crate) zones_without_backup: Vec<String>,
     pub(crate) shared_volumes: SharedVolumes,
     pub(crate) cloud: Cloud,
+    pub(crate) drill: Drill,
     pub(crate) limits: Limits,
     pub(crate) log: Log,
 }
@@ -180,6 +184,7 @@ impl Default for Config {
             zones_without_backup: settings.protect.zones_without_backup,
             shared_volumes: SharedVolumes::Allowed,
             cloud: Cloud::Local { servers_dir: PathBuf::new() },
+            drill: Drill::default(),
             limits: Limits::default(),
             log: Log::default(),
         }
@@ -291,6 +296,7 @@ pub(crate) struct Checked {
     pub(crate) service_key: PathBuf,
     pub(crate) users: PathBuf,
     pub(crate) cloud: Cloud,
+    pub(crate) drill: Drill,
     pub(crate) settings: Settings,
     pub(crate) http: kedge_api::Limits,
     pub(crate) log: Log,
@@ -315,6 +321,7 @@ impl Config {
         self.check_repositories(&mut problems);
         self.check_numbers(&mut problems);
         self.check_words(&mut problems);
+        self.drill.check(&mut problems);
         let listen = self.address("listen", &self.listen, &mut problems);
         let metrics = self.metrics_listen.as_deref();
         let metrics_listen =
@@ -343,6 +350,7 @@ impl Config {
             state_dir: self.state_dir,
             users: self.users,
             cloud: self.cloud,
+            drill: self.drill,
             settings,
             http,
             log: self.log,
@@ -577,6 +585,7 @@ impl Config {
                     operations_per_sec: None,
                 },
             },
+            drill: self.drill.settings(),
             kdf: Kdf::Strong,
         }
     }
@@ -616,6 +625,7 @@ impl Checked {
             let text = format!("expected a directory of servers at {}", servers_dir.display());
             problems.add("cloud.servers_dir", text);
         }
+        self.drill.check_machine(&mut problems);
         problems.0
     }
 }

@@ -47,6 +47,11 @@ fn main() -> ExitCode {
 
 /// Usage errors end in `Arguments::parse`, with exit code 2.
 fn run(command: Command) -> Result<Found, Failure> {
+    if matches!(command, Command::InspectDisk) {
+        // Before there are threads: the sandbox lets none be made.
+        kedge_drill::inspect_stdio().map_err(Failure::new)?;
+        return Ok(Found::Good);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -55,6 +60,7 @@ fn run(command: Command) -> Result<Found, Failure> {
         match command {
             Command::Serve(of) => node::serve(&of.config).await?,
             Command::Demo(options) => demo::run(options).await?,
+            Command::InspectDisk => {}
             Command::Config { verb: ConfigVerb::Check(of) } => operator::check(&of.config).await?,
             Command::User { verb: UserVerb::Hash } => operator::hash_password()?,
             Command::Repo { verb } => return operator::repo::run(verb).await,

@@ -2,12 +2,14 @@
 //! opposite order, stopped.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use kedge_api::{ApiConfig, Metrics};
 use kedge_cloud::local::LocalCloud;
 use kedge_core::ports::{Clock as _, Cloud, IdSource as _};
+use kedge_drill::{Inspector, LocalStage};
 use kedge_service::identity::{Identity, UsersSource};
 use kedge_service::keys::ServiceKey;
 use kedge_service::repositories::Repositories;
@@ -21,6 +23,9 @@ use crate::config::{self, Checked, Location};
 use crate::failure::{Failure, OrFail as _};
 use crate::outside::{RandomIds, SystemClock, SystemPace};
 use crate::{halt, places, private, signals, telemetry};
+
+/// Walking millions of files takes minutes.
+const INSPECT_TIME: Duration = Duration::from_secs(30 * 60);
 
 /// Runs the service until it is told to stop.
 pub(crate) async fn serve(path: &Path) -> Result<(), Failure> {
@@ -66,6 +71,7 @@ pub(crate) struct Node {
     workers: Option<Background>,
     reconcilers: Option<Background>,
     watch: Option<Background>,
+    proofs: Option<Background>,
 }
 
 /// A task that ends when asked.
@@ -125,6 +131,7 @@ impl Node {
             workers: None,
             reconcilers: None,
             watch: None,
+            proofs: None,
         })
     }
 
@@ -148,6 +155,10 @@ impl Node {
         self.watch.get_or_insert_with(|| {
             background(move |stop| async move { app.run_watch(stop).await })
         });
+        let app = self.app.clone();
+        self.proofs.get_or_insert_with(|| {
+            background(move |stop| async move { app.run_proofs(stop).await })
+        });
     }
 
     /// Lets go of running jobs; whoever starts workers next goes on with them.
@@ -160,6 +171,9 @@ impl Node {
         }
         if let Some(watch) = self.watch.take() {
             watch.end("the watch").await;
+        }
+        if let Some(proofs) = self.proofs.take() {
+            proofs.end("the proofs").await;
         }
     }
 
@@ -230,7 +244,26 @@ fn wire(config: &Checked, store: &Store, clock: Arc<SystemClock>) -> Result<App,
         settings: settings.clone(),
         points: halt::points(),
         pace: Arc::new(SystemPace),
+        stage: Some(Arc::new(stage(&config.drill))),
     }))
+}
+
+/// Where backups are tried out. Who inspects is this program again: by a name that holds
+/// whatever becomes of its file.
+fn stage(drill: &config::Drill) -> LocalStage {
+    LocalStage::new(kedge_drill::Options {
+        inspector: Inspector {
+            program: PathBuf::from("/proc/self/exe"),
+            arguments: vec!["inspect-disk".into()],
+        },
+        qemu: drill.boot.then(|| drill.qemu.clone()),
+        accelerator: drill.accelerator(),
+        memory_mib: drill.memory_mib,
+        boot_time: Duration::from_secs(drill.boot_secs),
+        markers: drill.markers.clone(),
+        inspect_time: INSPECT_TIME,
+        work_dir: drill.work_dir.clone(),
+    })
 }
 
 /// Makes what is missing of our own directories.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use kedge_core::ports::{CloudError, CloudErrorKind, DiskReader, DiskWriter, ExtentKind};
-use kedge_engine::{Extent, Sink, SinkError, Source, SourceError};
+use kedge_engine::{Extent, Sink, SinkError, Source, SourceError, VolumeReader};
 
 /// A frozen disk as the engine reads it.
 #[derive(Debug)]
@@ -60,6 +60,42 @@ impl Sink for DiskSink {
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), SinkError> {
         self.0.write_zeroes(offset, len).map_err(sink_error)
+    }
+}
+
+/// A volume of a repository as a disk.
+#[derive(Debug)]
+pub(crate) struct StoredDisk(pub(crate) VolumeReader);
+
+impl DiskReader for StoredDisk {
+    fn size_bytes(&self) -> u64 {
+        self.0.size_bytes()
+    }
+
+    fn next_extent(&self, offset: u64) -> Result<kedge_core::ports::Extent, CloudError> {
+        let extent = self.0.next_extent(offset).map_err(cloud_error)?;
+        let end = (extent.offset + extent.len).min(self.0.size_bytes());
+        Ok(kedge_core::ports::Extent {
+            offset,
+            length_bytes: end.saturating_sub(offset).max(1),
+            kind: match extent.kind {
+                kedge_engine::ExtentKind::Zero => ExtentKind::Zero,
+                kedge_engine::ExtentKind::Data | kedge_engine::ExtentKind::Unchanged => {
+                    ExtentKind::Data
+                }
+            },
+        })
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), CloudError> {
+        self.0.read_at(offset, buf).map_err(cloud_error)
+    }
+}
+
+fn cloud_error(error: SourceError) -> CloudError {
+    match error.retryable {
+        true => CloudError::retryable(error.text),
+        false => CloudError::permanent(error.text),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use kedge_core::drill::Stage;
 use kedge_core::ids::JobId;
 use kedge_core::ports::{Clock, Cloud, IdSource};
 use kedge_engine::layer::{Bucket, Pace};
@@ -47,6 +48,12 @@ pub(crate) struct Parts {
     pub(crate) running: Mutex<HashMap<JobId, Arc<Attempt>>>,
     /// Rung when a job was enqueued, so that a worker need not poll to be quick.
     pub(crate) work_bell: Notify,
+    /// Where backups are tried out, if there is such a place.
+    pub(crate) stage: Option<Arc<dyn Stage>>,
+    /// Rung when a proof was enqueued.
+    pub(crate) proof_bell: Notify,
+    /// On the monotonic clock: until when scheduled drills rest.
+    pub(crate) rest_until: Mutex<Duration>,
 }
 
 /// What the binary or a test hands over.
@@ -70,6 +77,8 @@ pub struct Wiring {
     pub points: Points,
     /// How movers wait that have used up their rates.
     pub pace: Arc<dyn Pace>,
+    /// Where backups are tried out, if there is such a place.
+    pub stage: Option<Arc<dyn Stage>>,
 }
 
 /// Told when a job passes a named point, such as `restore.marked`: a test that kills or
@@ -122,6 +131,9 @@ impl App {
                 restore_pace: RestorePace::default(),
                 running: Mutex::default(),
                 work_bell: Notify::new(),
+                stage: wiring.stage,
+                proof_bell: Notify::new(),
+                rest_until: Mutex::default(),
             }),
         }
     }

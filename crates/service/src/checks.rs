@@ -1,5 +1,7 @@
 //! The two checks: gather, plan, answer. They start nothing and change nothing.
 
+use kedge_core::evidence::{Demand, Grade};
+use kedge_core::proof::ProofKind;
 use kedge_core::protect;
 use kedge_core::refusal::Refusal;
 use kedge_core::restore;
@@ -32,7 +34,9 @@ impl App {
     ) -> Result<Vec<Result<(), Refusal>>, Error> {
         let facts = self.parts.facts_for_check(context, &questions).await?;
         let answers = questions.iter().zip(&facts);
-        Ok(answers.map(|(q, f)| restore::plan(q, f).map(drop)).collect())
+        let answers: Vec<_> = answers.map(|(q, f)| restore::plan(q, f).map(drop)).collect();
+        self.parts.prove_what_lacks_evidence(context, &answers).await;
+        Ok(answers)
     }
 }
 
@@ -44,7 +48,8 @@ impl Parts {
     ) -> Result<Vec<protect::Facts>, Error> {
         at_most("check_protectable", questions.len(), self.settings.limits.questions_max)?;
         let time = self.time_for_facts(context);
-        Ok(self.gather_protect(context.project(), questions, Asker::Request, time).await?)
+        let asker = Asker::Request(None);
+        Ok(self.gather_protect(context.project(), questions, asker, time).await?)
     }
 
     pub(crate) async fn facts_for_check(
@@ -58,7 +63,34 @@ impl Parts {
             at_most(&field, question.mapping.pairs().len(), self.settings.limits.mappings_max)?;
         }
         let time = self.time_for_facts(context);
-        Ok(self.gather_restore(context.project(), questions, Asker::Request, time).await?)
+        let asker = Asker::Request(context.demand);
+        Ok(self.gather_restore(context.project(), questions, asker, time).await?)
+    }
+}
+
+impl Parts {
+    /// Where only evidence is missing, it is looked for: each such backup is put into the
+    /// queue once. That it cannot be is no reason to withhold the answer.
+    pub(crate) async fn prove_what_lacks_evidence<Plan>(
+        &self,
+        context: &Context,
+        answers: &[Result<Plan, Refusal>],
+    ) {
+        for answer in answers {
+            let Err(Refusal::EvidenceTooWeak { item, demand, .. }) = answer else { continue };
+            let kind = proof_for(demand);
+            if let Err(error) = self.enqueue_proof(context.project(), item, kind).await {
+                tracing::warn!(item.id = %item, "backup {item} is not put into the queue: {error}");
+            }
+        }
+    }
+}
+
+/// How far a proof must go to meet a demand.
+pub(crate) fn proof_for(demand: &Demand) -> ProofKind {
+    match demand.grade {
+        Grade::Drilled => ProofKind::Drill,
+        Grade::Read | Grade::Present | Grade::Recorded => ProofKind::Read,
     }
 }
 

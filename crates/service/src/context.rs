@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kedge_core::evidence::Demand;
 use kedge_core::ids::ProjectId;
 
 /// A caller whose token was validated and whose right to the project was checked.
@@ -10,6 +11,8 @@ use kedge_core::ids::ProjectId;
 pub struct Context {
     pub(crate) project: ProjectId,
     pub(crate) rights: Vec<Right>,
+    /// What the project demands to be known of backups before they are relied on.
+    pub(crate) demand: Option<Demand>,
     /// On the monotonic clock: when the request's time is over.
     pub(crate) deadline: Duration,
 }

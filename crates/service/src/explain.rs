@@ -21,6 +21,7 @@ use kedge_core::time::Timestamp;
 use kedge_store::StoreError;
 
 use crate::app::{App, Parts};
+use crate::checks::proof_for;
 use crate::context::Context;
 use crate::error::Error;
 use crate::facts::{Asker, distinct};
@@ -57,16 +58,26 @@ impl App {
         let mut facts = parts.facts_for_check(context, &questions).await?;
         let outlooks = parts.look_out(context, &questions, &mut facts).await;
         let watch = parts.store.find_watch(context.project()).await?;
+        let ids = distinct(questions.iter().map(|question| &question.item));
+        let proven = parts.store.find_proven(context.project(), &ids).await?;
         let (at, project) = (parts.clock.now(), context.project());
         let explained = |((question, facts), outlook)| {
             let explanation = explain::explain_restore(question, facts, outlook);
             let plan = explanation.verdict.as_ref().ok();
             let bytes = plan.map(|plan| plan.writes.iter().map(|write| write.data_bytes).sum());
             let estimate = bytes.map(|bytes| parts.restore_pace.estimate(project, bytes));
-            let evidence = facts.item.seen().map(|item| watch.evidence(item.finished_at));
+            let evidence = facts.item.seen().map(|item| {
+                let proven = proven.get(&item.id).copied().unwrap_or_default();
+                watch.evidence(item.finished_at, &proven)
+            });
             Explained { explanation, estimate, evidence, at }
         };
-        Ok(questions.iter().zip(&facts).zip(&outlooks).map(explained).collect())
+        let explained: Vec<_> =
+            questions.iter().zip(&facts).zip(&outlooks).map(explained).collect();
+        let answers = explained.iter().map(|one| one.explanation.verdict.as_ref().map(|_| ()));
+        let answers: Vec<_> = answers.map(|answer| answer.map_err(Refusal::clone)).collect();
+        parts.prove_what_lacks_evidence(context, &answers).await;
+        Ok(explained)
     }
 
     /// As [`App::check_protectable`], with reasons and repairs.
@@ -84,7 +95,7 @@ impl App {
             tracing::warn!("jobs are left out of explanations: {error}");
             Vec::new()
         });
-        let outlook = Outlook { jobs, others: Vec::new() };
+        let outlook = Outlook { jobs, ..Outlook::default() };
         let at = parts.clock.now();
         let settings = &parts.settings.protect;
         let explained = |(question, facts)| Explained {
@@ -120,6 +131,9 @@ impl Parts {
         });
         for at in &refused {
             outlooks[*at].jobs.clone_from(&jobs);
+            let wanted = facts[*at].item.seen().zip(facts[*at].weighed);
+            outlooks[*at].proof_secs =
+                wanted.map(|(item, weighed)| self.estimate_proof(item, proof_for(&weighed.demand)));
             facts[*at].held_volumes.extend(jobs.iter().filter_map(|(subject, ..)| match subject {
                 Subject::Volume(id) => Some(id.clone()),
                 _ => None,
@@ -271,7 +285,8 @@ impl Parts {
         }
         let (numbers, asked): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
         let time = self.time_for_facts(context);
-        let seen = self.gather_restore(project, &asked, Asker::Request, time).await?;
+        let asker = Asker::Request(context.demand);
+        let seen = self.gather_restore(project, &asked, asker, time).await?;
         let all = numbers.into_iter().zip(asked).zip(seen);
         Ok(all.map(|((at, question), facts)| (at, question, facts)).collect())
     }
@@ -285,6 +300,7 @@ fn concerns_item(refusal: &Refusal) -> bool {
             | Refusal::ItemNotAvailable(_)
             | Refusal::SnapshotMissing(_)
             | Refusal::DataDamaged(_)
+            | Refusal::EvidenceTooWeak { .. }
     )
 }
 

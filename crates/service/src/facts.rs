@@ -10,13 +10,15 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use kedge_core::checkpoint::{Item, SnapshotRef};
+use kedge_core::evidence::{Demand, Evidence, Watch};
 use kedge_core::fact::{Fact, Unknown};
 use kedge_core::ids::{ItemId, JobId, ProjectId, ServerId, VolumeId};
 use kedge_core::job::ClaimKind;
 use kedge_core::ports::ServerRef;
+use kedge_core::proof::Proven;
 use kedge_core::protect::{self, Holder};
 use kedge_core::resource::Server;
-use kedge_core::restore::{self, Data};
+use kedge_core::restore::{self, Data, Weighed};
 use kedge_core::status::ItemStatus;
 use kedge_core::time::Timestamp;
 use kedge_engine::{EngineError, SnapshotId};
@@ -29,8 +31,8 @@ use crate::wholeness::{Answer, Judged};
 /// Who asks for facts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Asker<'a> {
-    /// A caller: every claim is somebody else's.
-    Request,
+    /// A caller: every claim is somebody else's. What its project demands to be known.
+    Request(Option<Demand>),
     /// A restore under its own claims, which do not stand in its own way.
     Job(&'a JobId),
 }
@@ -38,9 +40,30 @@ pub(crate) enum Asker<'a> {
 impl<'a> Asker<'a> {
     fn job(self) -> Option<&'a JobId> {
         match self {
-            Self::Request => None,
+            Self::Request(_) => None,
             Self::Job(id) => Some(id),
         }
+    }
+
+    fn demand(self) -> Option<Demand> {
+        match self {
+            Self::Request(demand) => demand,
+            Self::Job(_) => None,
+        }
+    }
+}
+
+/// What watching and proving tell of items, and what is demanded.
+struct Proofs {
+    demand: Demand,
+    watch: Watch,
+    proven: HashMap<ItemId, Proven>,
+}
+
+impl Proofs {
+    fn evidence(&self, item: &Item) -> Evidence {
+        let proven = self.proven.get(&item.id).copied().unwrap_or_default();
+        self.watch.evidence(item.finished_at, &proven)
     }
 }
 
@@ -65,13 +88,14 @@ impl Parts {
         let volume_ids = distinct(
             questions.iter().flat_map(|q| q.mapping.pairs().iter().map(|pair| &pair.volume)),
         );
-        let (stored, holders, servers) = futures::join!(
+        let (stored, weighed, holders, servers) = futures::join!(
             self.find_stored(project, &item_ids, asker, time_left),
+            self.find_proofs(project, &item_ids, asker.demand()),
             self.store.holders(&server_ids, &volume_ids, asker.job()),
             self.find_servers(project, &server_ids, asker, time_left),
         );
         let Stored { items, snapshots, data } = stored?;
-        let holders = holders?;
+        let (holders, proofs) = (holders?, weighed?);
         Ok(questions
             .iter()
             .map(|question| {
@@ -86,9 +110,27 @@ impl Parts {
                     held_volumes: held_volumes(&holders),
                     snapshot: snapshots.get(&question.item).cloned().unwrap_or(Fact::Absent),
                     data: data.get(&question.item).cloned().unwrap_or(Fact::Absent),
+                    weighed: item.zip(proofs.as_ref()).map(|(item, proofs)| Weighed {
+                        demand: proofs.demand,
+                        evidence: proofs.evidence(item),
+                        at: self.clock.now(),
+                    }),
                 }
             })
             .collect())
+    }
+
+    /// What is known of items beside what is demanded; nothing is asked where nothing is.
+    async fn find_proofs(
+        &self,
+        project: &ProjectId,
+        ids: &[ItemId],
+        demand: Option<Demand>,
+    ) -> Result<Option<Proofs>, StoreError> {
+        let Some(demand) = demand else { return Ok(None) };
+        let watch = self.store.find_watch(project).await?;
+        let proven = self.store.find_proven(project, ids).await?;
+        Ok(Some(Proofs { demand, watch, proven }))
     }
 
     /// Facts for questions about servers, one per question and in their order.
@@ -121,7 +163,7 @@ impl Parts {
         ids: &[ServerId],
         time_left: Duration,
     ) -> HashMap<ServerId, Fact<Server>> {
-        self.find_servers(project, ids, Asker::Request, time_left).await
+        self.find_servers(project, ids, Asker::Request(None), time_left).await
     }
 
     async fn find_servers(
@@ -136,7 +178,7 @@ impl Parts {
             async move {
                 let asked = async {
                     match asker {
-                        Asker::Request => self.lookups.find_server(&of).await,
+                        Asker::Request(_) => self.lookups.find_server(&of).await,
                         // A job acts on what it sees: an answer that was on its way before
                         // the job took its locks will not do.
                         Asker::Job(_) => self.cloud.find_server(&of).await,

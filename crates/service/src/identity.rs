@@ -281,7 +281,9 @@ impl Identity {
         if !session.may(right) {
             return Err(Error::Forbidden);
         }
-        Ok(Context { project: ProjectId::new(project), rights: session.rights, deadline })
+        let demand = session.users.project(project).and_then(|project| project.demand);
+        let project = ProjectId::new(project);
+        Ok(Context { project, rights: session.rights, demand, deadline })
     }
 
     async fn session(&self, token: &str) -> Result<Session, Error> {

@@ -84,7 +84,8 @@ impl Parts {
     ) -> Result<ProtectPlan, Error> {
         let time = self.time_for_facts(context);
         let questions = std::slice::from_ref(question);
-        let facts = self.gather_protect(context.project(), questions, Asker::Request, time).await?;
+        let asker = Asker::Request(None);
+        let facts = self.gather_protect(context.project(), questions, asker, time).await?;
         let facts = facts.first().ok_or_else(|| Error::Internal("no facts".to_owned()))?;
         if let Some(server) = facts.server.seen() {
             all_attached(&question.excluded, &server.volumes)?;

@@ -96,14 +96,17 @@ impl Parts {
     ) -> Result<RestorePlan, Error> {
         let time = self.time_for_facts(context);
         let questions = std::slice::from_ref(&request.question);
-        let facts = self.gather_restore(context.project(), questions, Asker::Request, time).await?;
+        let asker = Asker::Request(context.demand);
+        let facts = self.gather_restore(context.project(), questions, asker, time).await?;
         let facts = facts.first().ok_or_else(|| Error::Internal("no facts".to_owned()))?;
         let belongs =
             |item: &kedge_core::checkpoint::Item| item.checkpoint_id == request.checkpoint;
         if facts.item.seen().is_some_and(|item| !belongs(item)) {
             return Err(Refusal::ItemNotFound(request.question.item.clone()).into());
         }
-        Ok(restore::plan(&request.question, facts)?)
+        let plan = restore::plan(&request.question, facts);
+        self.prove_what_lacks_evidence(context, std::slice::from_ref(&plan)).await;
+        Ok(plan?)
     }
 
     fn restore_records(

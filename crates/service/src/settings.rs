@@ -29,6 +29,8 @@ pub struct Settings {
     pub mover_rates: Rates,
     /// How what is stored is read back.
     pub verify: Verify,
+    /// How backups are tried out.
+    pub drill: Drill,
     /// Cost of the key derivation of new repositories.
     pub kdf: Kdf,
 }
@@ -48,6 +50,27 @@ impl Default for Verify {
             period: Duration::from_secs(30 * 24 * 60 * 60),
             rates: Rates { bytes_per_sec: Some(50 << 20), operations_per_sec: None },
         }
+    }
+}
+
+/// How backups are tried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drill {
+    /// In this time the latest backup of every server is drilled once; `None` where that
+    /// only happens when somebody asks.
+    pub every: Option<Duration>,
+    /// What scheduled drills may take of the time, in percent.
+    pub time_percent: u8,
+    /// Whether servers are booted.
+    pub boots: bool,
+    /// The longest that booting may take.
+    pub boot_time: Duration,
+}
+
+impl Default for Drill {
+    fn default() -> Self {
+        let boot_time = Duration::from_secs(300);
+        Self { every: None, time_percent: 10, boots: false, boot_time }
     }
 }
 
@@ -92,6 +115,7 @@ impl Default for Settings {
             mover_threads: 2,
             mover_rates: Rates::default(),
             verify: Verify::default(),
+            drill: Drill::default(),
             kdf: Kdf::Strong,
         }
     }

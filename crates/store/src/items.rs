@@ -260,7 +260,7 @@ impl Store {
             "SELECT i.id, i.status, i.snapshot_id FROM items i WHERE i.project_id || '' = ",
         );
         select.push_bind(project.as_str().to_owned());
-        push_ids(&mut select, ids.iter().map(ItemId::as_str));
+        push_ids(&mut select, "i.id", ids.iter().map(ItemId::as_str));
         let mut tx = self.read_one().await?;
         let rows: Vec<(String, String, Option<String>)> =
             tx.built_as(&mut select).fetch_all(tx.conn()).await?;
@@ -455,7 +455,7 @@ impl Which<'_> {
                 // Ids are few, a project's items may be many: what is computed has no index,
                 // so the ids are looked up and the project is compared.
                 builder.push("i.project_id || '' = ").push_bind(project.as_str().to_owned());
-                push_ids(builder, ids.iter().map(ItemId::as_str));
+                push_ids(builder, "i.id", ids.iter().map(ItemId::as_str));
             }
             Self::OfCheckpoint { project, checkpoint } => {
                 builder.push("i.project_id = ").push_bind(project.as_str().to_owned());
@@ -477,15 +477,19 @@ impl Which<'_> {
             }
             Self::Found { ids } => {
                 builder.push("0 = 0");
-                push_ids(builder, ids.iter().map(String::as_str));
+                push_ids(builder, "i.id", ids.iter().map(String::as_str));
             }
         }
     }
 }
 
 /// ` AND i.id IN (…)`. The first id names nothing, so that the list is never empty.
-fn push_ids<'i>(builder: &mut QueryBuilder<Sqlite>, ids: impl Iterator<Item = &'i str>) {
-    builder.push(" AND i.id IN (''");
+pub(crate) fn push_ids<'i>(
+    builder: &mut QueryBuilder<Sqlite>,
+    column: &'static str,
+    ids: impl Iterator<Item = &'i str>,
+) {
+    builder.push(" AND ").push(column).push(" IN (''");
     for id in ids {
         builder.push(", ").push_bind(id.to_owned());
     }

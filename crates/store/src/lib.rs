@@ -21,6 +21,7 @@ mod error;
 mod items;
 mod jobs;
 mod list;
+mod proofs;
 mod repositories;
 mod restores;
 mod text;

@@ -386,7 +386,8 @@ impl Load {
             }
             How::List => get(&list, token),
             How::Deep => {
-                let deep = available(each, 0, 1, random);
+                // From the middle of the list on, so that a page follows.
+                let deep = each / 4 + available(each, 0, 1, random) / 2;
                 get(&format!("{list}&marker={}", item_id(project_number, deep)), token)
             }
         }

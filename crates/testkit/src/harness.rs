@@ -24,6 +24,7 @@ use kedge_store::Store;
 use zeroize::Zeroizing;
 
 use crate::outside::{ManualClock, MemoryPlaces, SequentialIds, WaitedTime};
+use crate::stage::SimStage;
 
 /// The project most tests work in.
 pub const PROJECT: &str = "3f2b9c1d7a6e4c58b0d1e2f3a4b5c6d7";
@@ -59,6 +60,8 @@ pub struct Harness {
     pub ids: Arc<SequentialIds>,
     /// How long its movers would have waited to stay below their rates.
     pub waited: Arc<WaitedTime>,
+    /// Where its drills take place.
+    pub stage: Arc<SimStage>,
     users: UsersSource,
 }
 
@@ -107,9 +110,10 @@ impl Harness {
         let ids = Arc::new(SequentialIds::default());
         let settings = Settings { kdf: Kdf::Cheap, workers: 1, compression_level: 1, ..settings };
         let cloud = Arc::new(sim.clone());
-        let waited = Arc::default();
-        let app = wire(&store, cloud, &places, &key, &clock, &ids, &waited, &users, settings);
-        Self { app, cloud: sim, store, clock, places, key, ids, waited, users }
+        let (waited, stage) = (Arc::default(), Arc::default());
+        let app =
+            wire(&store, cloud, &places, &key, &clock, &ids, &waited, &stage, &users, settings);
+        Self { app, cloud: sim, store, clock, places, key, ids, waited, stage, users }
     }
 
     /// The service after a restart of its process: nothing survives but the outside.
@@ -130,7 +134,16 @@ impl Harness {
         self.rewired(store, self.key.clone())
     }
 
+    /// The service with other users, beside the one there is.
+    pub fn with_users(&self, users: UsersSource) -> Self {
+        self.rewired_for(self.store.clone(), self.key.clone(), users)
+    }
+
     fn rewired(&self, store: Store, key: Arc<ServiceKey>) -> Self {
+        self.rewired_for(store, key, self.users.clone())
+    }
+
+    fn rewired_for(&self, store: Store, key: Arc<ServiceKey>, users: UsersSource) -> Self {
         let settings = Settings {
             kdf: Kdf::Cheap,
             workers: 1,
@@ -139,9 +152,20 @@ impl Harness {
             ..Settings::default()
         };
         let cloud = Arc::new(self.cloud.clone());
-        let (places, users) = (&self.places, &self.users);
+        let places = &self.places;
         let (ids, waited) = (&self.ids, &self.waited);
-        let app = wire(&store, cloud, places, &key, &self.clock, ids, waited, users, settings);
+        let app = wire(
+            &store,
+            cloud,
+            places,
+            &key,
+            &self.clock,
+            ids,
+            waited,
+            &self.stage,
+            &users,
+            settings,
+        );
         Self {
             app,
             cloud: self.cloud.clone(),
@@ -151,7 +175,8 @@ impl Harness {
             key,
             ids: self.ids.clone(),
             waited: self.waited.clone(),
-            users: self.users.clone(),
+            stage: self.stage.clone(),
+            users,
         }
     }
 
@@ -264,6 +289,7 @@ fn wire(
     clock: &Arc<ManualClock>,
     ids: &Arc<SequentialIds>,
     waited: &Arc<WaitedTime>,
+    stage: &Arc<SimStage>,
     users: &UsersSource,
     settings: Settings,
 ) -> App {
@@ -292,6 +318,7 @@ fn wire(
         settings,
         points: Points::default(),
         pace: waited.clone(),
+        stage: Some(stage.clone()),
     })
 }
 

@@ -5,8 +5,10 @@
 
 mod harness;
 mod outside;
+mod stage;
 
 pub use harness::{
     ADMIN, Harness, MEMBER, OTHER_PROJECT, PASSWORD, PROJECT, READER, STRANGER, Stage, users_text,
 };
 pub use outside::{ManualClock, MemoryPlaces, SequentialIds, WaitedTime};
+pub use stage::SimStage;

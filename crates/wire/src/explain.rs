@@ -24,7 +24,7 @@ pub struct Explanation {
 /// What is known of a backup's bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Evidence {
-    /// `B`: every byte was read back and hashed since it was stored; `C`: every pack was
+    /// `A`: a drill read every byte, inspected every disk and booted the server; `B`: every byte was read back and hashed since it was stored; `C`: every pack was
     /// there since, as large as it must be; `D`: only the catalogue speaks of it.
     pub grade: String,
     /// Every byte was read back after this moment.
@@ -35,6 +35,14 @@ pub struct Evidence {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub present_at: Option<String>,
+    /// What the latest drill came to: `booted`, `inspected` or `failed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub drill: Option<String>,
+    /// When that drill began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub drilled_at: Option<String>,
 }
 
 /// A rule that refuses.

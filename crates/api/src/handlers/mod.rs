@@ -4,5 +4,6 @@ pub(crate) mod checkpoints;
 pub(crate) mod checks;
 pub(crate) mod identity;
 pub(crate) mod items;
+pub(crate) mod proofs;
 pub(crate) mod restores;
 pub(crate) mod service;

@@ -144,6 +144,8 @@ pub enum Until {
     VolumesAreFree(Vec<VolumeId>),
     /// The search for what damage harms.
     DamageIsLocated,
+    /// The reading back of the backup, which was asked for.
+    EvidenceIsFound(ItemId),
     /// The silence of a source.
     SourceAnswers,
 }
@@ -170,6 +172,8 @@ pub struct Outlook {
     /// Questions the caller could ask instead, the likeliest first: other backups of the
     /// same server, or the server that was backed up.
     pub others: Vec<(Question, Facts)>,
+    /// About how many seconds it takes to find the evidence that is demanded.
+    pub proof_secs: Option<u64>,
 }
 
 impl Need {

@@ -96,6 +96,7 @@ impl ProtectExplainer<'_> {
             | Refusal::VolumeHeld(_)
             | Refusal::SnapshotMissing(_)
             | Refusal::DataDamaged(_)
+            | Refusal::EvidenceTooWeak { .. }
             | Refusal::Unseen(_)
             | Refusal::TooManyTags => Vec::new(),
         }

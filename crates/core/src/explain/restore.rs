@@ -1,8 +1,8 @@
 //! Explaining what becomes of a restore.
 
 use super::{
-    Explanation, Need, Outlook, Repair, Saw, Subject, Until, Violation, at, request, saw, unknown,
-    wait,
+    Explanation, Need, Outlook, Repair, Saw, Subject, Until, Violation, Wait, at, request, saw,
+    unknown, wait,
 };
 use crate::checkpoint::{Item, VolumeBackup};
 use crate::fact::Unknown;
@@ -111,6 +111,12 @@ impl Explainer<'_> {
                 self.map_or_else(|| vec![Repair::DetachVolumes(volumes.clone())])
             }
             Refusal::SnapshotMissing(_) | Refusal::DataDamaged(_) => self.other_items(),
+            Refusal::EvidenceTooWeak { item, .. } => {
+                let (until, seconds) =
+                    (Until::EvidenceIsFound(item.clone()), self.outlook.proof_secs);
+                let wait = Repair::Wait(Wait { until, job: None, seconds });
+                std::iter::once(wait).chain(self.chosen_items()).collect()
+            }
             Refusal::Unknown(why) => vec![self.learn(*why)],
             // Not answers to this question.
             Refusal::ItemExecuting(_)
@@ -209,6 +215,14 @@ impl Explainer<'_> {
 
     /// Other backups that can be restored now, or else a new one.
     fn other_items(&self) -> Vec<Repair> {
+        let mut repairs = self.chosen_items();
+        let source = self.item().map(|item| item.source.id.clone());
+        repairs.push(Repair::BackUp(source.unwrap_or_else(|| self.question.server.clone())));
+        repairs
+    }
+
+    /// Other backups that would do now.
+    fn chosen_items(&self) -> Vec<Repair> {
         let others = self
             .outlook
             .others
@@ -217,10 +231,7 @@ impl Explainer<'_> {
         let choose = |(question, _): &(Question, Facts)| {
             Repair::ChooseItem(question.item.clone(), question.mapping.clone())
         };
-        let mut repairs: Vec<_> = others.map(choose).collect();
-        let source = self.item().map(|item| item.source.id.clone());
-        repairs.push(Repair::BackUp(source.unwrap_or_else(|| self.question.server.clone())));
-        repairs
+        others.map(choose).collect()
     }
 
     /// The server that was backed up, if it would do, or else one like it.
@@ -264,6 +275,11 @@ impl Explainer<'_> {
             Refusal::ItemNotFound(_) => Vec::new(),
             Refusal::SnapshotMissing(_) => self.saw_repository("snapshot", "missing", None),
             Refusal::DataDamaged(_) => self.saw_repository("data", "damaged", at(&self.facts.data)),
+            Refusal::EvidenceTooWeak { grade, demand, .. } => {
+                let weighed = self.facts.weighed.as_ref();
+                let seen_at = weighed.and_then(|weighed| weighed.evidence.seen_at(demand.grade));
+                self.saw_repository("grade", grade.as_str(), seen_at)
+            }
             Refusal::ItemNotAvailable(status) => self.saw_item(&[("status", status.as_str())]),
             Refusal::TypeNotRestorable { resource_type, .. } => {
                 vec![request("resource_type", resource_type.clone())]

@@ -6,6 +6,7 @@ mod bucket;
 mod config;
 mod crash;
 mod demo;
+mod drill;
 mod hostile;
 mod kedge;
 mod operator;

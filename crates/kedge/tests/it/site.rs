@@ -14,6 +14,7 @@ use kedge_service::identity::hash_password_cheaply;
 use kedge_wire::check::{CheckResp, RestorableParam, RestorableTarget, RestoreVolumeMapping};
 use kedge_wire::checkpoint::Protect;
 use kedge_wire::checkpoint_item::CheckpointItem;
+use kedge_wire::proof::Proof;
 use kedge_wire::restore::{RestoreParameters, RestoreTargets};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -215,6 +216,12 @@ impl Site {
              [log]\nformat = \"{format}\"\nfilter = \"{filter}\"\n"
         );
         fs::write(self.path("kedge.toml"), text).unwrap();
+    }
+
+    /// Adds to the configuration, before the program is started.
+    pub(crate) fn configure(&self, more: &str) {
+        let mut file = OpenOptions::new().append(true).open(self.path("kedge.toml")).unwrap();
+        file.write_all(more.as_bytes()).unwrap();
     }
 
     fn write_users(&self) {
@@ -490,16 +497,27 @@ impl Site {
 
     /// Could the backup be restored to where it came from?
     pub(crate) fn check_restorable(&mut self, backup: &Backup) -> CheckResp {
-        let question = RestorableParam {
+        let question = self.question(backup);
+        let answers = self.call(async |client| client.check_restorable(vec![question]).await);
+        answers.into_iter().next().unwrap()
+    }
+
+    /// The same, explained.
+    fn explain_restorable(&mut self, backup: &Backup) -> CheckResp {
+        let question = self.question(backup);
+        let answers = self.call(async |client| client.explain_restorable(vec![question]).await);
+        answers.into_iter().next().unwrap()
+    }
+
+    fn question(&mut self, backup: &Backup) -> RestorableParam {
+        RestorableParam {
             checkpoint_item_id: backup.item.clone(),
             target: RestorableTarget {
                 resource_id: SERVER.to_owned(),
                 resource_type: "OS::Nova::Server".to_owned(),
                 volumes: self.mapping(backup),
             },
-        };
-        let answers = self.call(async |client| client.check_restorable(vec![question]).await);
-        answers.into_iter().next().unwrap()
+        }
     }
 
     fn mapping(&mut self, backup: &Backup) -> Vec<RestoreVolumeMapping> {
@@ -520,6 +538,22 @@ impl Site {
 
     pub(crate) fn restore_status(&mut self, restore: &str) -> String {
         self.call(async |client| client.get_restore(restore).await).status
+    }
+
+    /// Drills a backup, and waits for what comes of it.
+    pub(crate) fn drill(&mut self, backup: &Backup) -> Proof {
+        let item = backup.item.clone();
+        let asked = self.call(async |client| client.create_proof(&item, "drill").await);
+        self.wait_for("the drill ends", |site| {
+            let proofs = site.call(async |client| client.list_proofs(&item).await);
+            proofs.into_iter().find(|proof| proof.id == asked.id && proof.status == "done")
+        })
+    }
+
+    /// What is known of a backup's bytes, by its letter.
+    pub(crate) fn grade(&mut self, backup: &Backup) -> String {
+        let answer = self.explain_restorable(backup);
+        answer.explanation.unwrap().evidence.unwrap().grade
     }
 
     /// Waits until nothing happens to a backup any more, and says how it ended.

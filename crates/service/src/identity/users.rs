@@ -35,7 +35,9 @@
 use std::collections::{BTreeMap, HashSet};
 use std::hash::Hash;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use kedge_core::evidence::{Demand, Grade};
 use kedge_core::ids::ProjectId;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -72,6 +74,8 @@ pub struct ProjectInfo {
     pub name: String,
     /// The domain.
     pub domain: Domain,
+    /// What must be known of its backups before they are restored.
+    pub demand: Option<Demand>,
 }
 
 /// A role a user has in a project.
@@ -309,6 +313,8 @@ struct RawProject {
     id: Spanned<String>,
     name: Spanned<String>,
     domain: Option<Spanned<String>>,
+    evidence_grade: Option<Spanned<String>>,
+    evidence_days: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -418,9 +424,42 @@ fn resolve_projects(
         let domain = domain_of("project", project.domain.as_ref(), &project.name, domains)?;
         once("project.id", &project.id, &mut ids, id.clone())?;
         once("project.name", &project.name, &mut names, (domain.id.clone(), name.clone()))?;
-        Ok((id.clone(), ProjectInfo { id: ProjectId::new(id), name, domain }))
+        let demand =
+            demand_of(project.evidence_grade.as_ref(), &project.name, project.evidence_days)?;
+        Ok((id.clone(), ProjectInfo { id: ProjectId::new(id), name, domain, demand }))
     };
     raw.into_iter().map(resolve_one).collect()
+}
+
+fn demand_of(
+    grade: Option<&Spanned<String>>,
+    name: &Spanned<String>,
+    days: Option<u32>,
+) -> Result<Option<Demand>, Complaint> {
+    let Some(grade) = grade else {
+        return match days {
+            None => Ok(None),
+            Some(_) => Err(Complaint::about(
+                name,
+                "project.evidence_days: expected project.evidence_grade beside it",
+            )),
+        };
+    };
+    let known = Grade::from_letter(grade.get_ref());
+    let known = known.ok_or_else(|| {
+        Complaint::about(grade, "project.evidence_grade: expected \"A\", \"B\", \"C\" or \"D\"")
+    })?;
+    let age_max = match days {
+        None => None,
+        Some(days) if (1..=DAYS_MAX).contains(&days) => {
+            Some(Duration::from_secs(u64::from(days) * DAY_SECS))
+        }
+        Some(_) => {
+            let text = format!("project.evidence_days: expected 1 to {DAYS_MAX}");
+            return Err(Complaint::about(grade, text));
+        }
+    };
+    Ok(Some(Demand { grade: known, age_max }))
 }
 
 /// What a user may refer to.
@@ -505,6 +544,10 @@ fn domain_of(
         Complaint::about(id.unwrap_or(name), format!("{of}.domain: no such [[domain]]"))
     })
 }
+
+/// Ten years: who writes more meant something else.
+const DAYS_MAX: u32 = 3650;
+const DAY_SECS: u64 = 86_400;
 
 const ID_SHAPE: &str = "1 to 64 letters, digits, - and _";
 

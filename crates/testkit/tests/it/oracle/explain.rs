@@ -115,6 +115,10 @@ fn carry_out(repair: &Repair, world: &mut World, ask: &mut Ask) {
                     world.repository = Repository::Up;
                 }
             }
+            Until::EvidenceIsFound(id) => {
+                assert_eq!(*id, IDS.item());
+                world.demand = Demand::Met;
+            }
             Until::DamageIsLocated => panic!("{repair:?} of damage that was"),
         },
         Repair::ExtendVolumes(growth) => {

@@ -1,15 +1,18 @@
 //! A world in the planner's words.
 
+use std::time::Duration;
+
 use kedge_core::checkpoint::{
     self, Item, Method, SnapshotRef, SourceServer, StoredVolume, VolumeBackup,
 };
+use kedge_core::evidence::{self, Evidence, Grade};
 use kedge_core::fact::{Fact, Unknown};
 use kedge_core::ids::{ItemId, ProjectId, ServerId, VolumeBackupId, VolumeId};
 use kedge_core::protect::{self, Holder, SharedVolumes};
 use kedge_core::resource::{
     self, Content, Encryption, Hardware, Server, Sharing, Volume, VolumeRole,
 };
-use kedge_core::restore::{self, Mapping, Pair};
+use kedge_core::restore::{self, Mapping, Pair, Weighed};
 use kedge_core::status::ItemStatus;
 use kedge_core::time::Timestamp;
 use kedge_testkit::PROJECT;
@@ -133,8 +136,26 @@ pub(super) fn restore(world: &World, ask: &Ask) -> (restore::Question, restore::
                 Fact::Seen { value, at: AT }
             }
         },
+        weighed: backup.and_then(|_| weighed(world.demand)),
     };
     (question(ids, world, ask), facts)
+}
+
+/// Of a backup that was read back a day ago.
+fn weighed(demand: Demand) -> Option<Weighed> {
+    let day = Duration::from_secs(86_400);
+    let demand = match demand {
+        Demand::Nothing => return None,
+        Demand::Met => evidence::Demand { grade: Grade::Read, age_max: Some(day) },
+        Demand::Unmet => evidence::Demand { grade: Grade::Read, age_max: Some(day / 2) },
+    };
+    let evidence = Evidence {
+        grade: Grade::Read,
+        read_since: Some(AT),
+        present_at: Some(AT.plus(day)),
+        drilled: None,
+    };
+    Some(Weighed { demand, evidence, at: AT.plus(day) })
 }
 
 fn server_fact(exists: Exists, server: impl FnOnce() -> Server) -> Fact<Server> {

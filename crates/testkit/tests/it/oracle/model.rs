@@ -7,9 +7,9 @@
 //! Invariant: this file shares no code and no type with the planner it judges.
 
 use super::scenario::{
-    Ask, BackupDesc, BackupRef, BackupStatus, DiskDesc, DiskStatus, Exists, Held, ItemRef, Kind,
-    Owner, ProtectAsk, ProtectWorld, Repository, SERVER_TYPE, ServerStatus, SharedDisks, Snapshot,
-    Storage, TargetDisk, Trigger, VolumeRef, World, ZoneStorage,
+    Ask, BackupDesc, BackupRef, BackupStatus, Demand, DiskDesc, DiskStatus, Exists, Held, ItemRef,
+    Kind, Owner, ProtectAsk, ProtectWorld, Repository, SERVER_TYPE, ServerStatus, SharedDisks,
+    Snapshot, Storage, TargetDisk, Trigger, VolumeRef, World, ZoneStorage,
 };
 
 /// The table's answer to "can this backup be restored to that target?".
@@ -46,7 +46,7 @@ const fn row<W, A>(
 }
 
 /// docs/csbs-v1.md, `check_restorable`. A row may rely on the rows above it being kept.
-const RESTORE_ROWS: [Row<World, Ask>; 27] = [
+const RESTORE_ROWS: [Row<World, Ask>; 28] = [
     row("1 backup unknown or foreign", "CSBS.3001", |world, ask| {
         let seen = world.backup.as_ref().is_some_and(is_visible);
         !seen || ask.item != ItemRef::Known
@@ -117,6 +117,9 @@ const RESTORE_ROWS: [Row<World, Ask>; 27] = [
     row("18e key unavailable", "KEDGE.0008", |world, _| world.repository == Repository::KeyGone),
     row("18f data damaged", "KEDGE.0013", |world, _| {
         of_backup(world, |backup| backup.snapshot == Snapshot::Damaged)
+    }),
+    row("18g evidence as demanded", "KEDGE.0009", |world, _| {
+        of_backup(world, |_| world.demand == Demand::Unmet)
     }),
 ];
 
@@ -206,7 +209,7 @@ mod tests {
     };
     use super::*;
 
-    const SEEDS: u64 = 2_000;
+    const SEEDS: u64 = 4_000;
     const LEAST_PER_CODE: usize = 15;
     const DISK: DiskDesc = DiskDesc { size_bytes: 1 << 20, system: false, encrypted: false };
     const ONTO: TargetDisk = TargetDisk {
@@ -242,7 +245,8 @@ mod tests {
             (BackupRef::Own(1), VolumeRef::Attached(1)),
         ];
         let ask = Ask { resource_type: SERVER_TYPE, pairs, item: ItemRef::Known };
-        (World { backup: Some(backup), target, repository: Repository::Up }, ask)
+        let (repository, demand) = (Repository::Up, Demand::Nothing);
+        (World { backup: Some(backup), target, repository, demand }, ask)
     }
 
     fn whole_protect() -> (ProtectWorld, ProtectAsk) {
@@ -317,6 +321,7 @@ mod tests {
             ("18d", "KEDGE.0006", |w, _| backup(w).snapshot = Snapshot::Missing),
             ("18e", "KEDGE.0008", |w, _| w.repository = Repository::KeyGone),
             ("18f", "KEDGE.0013", |w, _| backup(w).snapshot = Snapshot::Damaged),
+            ("18g", "KEDGE.0009", |w, _| w.demand = Demand::Unmet),
         ]
     }
 
@@ -465,6 +470,7 @@ mod tests {
             B::SnapshotMissing => "KEDGE.0006",
             B::KeyGone => "KEDGE.0008",
             B::DataDamaged => "KEDGE.0013",
+            B::EvidenceTooWeak => "KEDGE.0009",
         }
     }
 

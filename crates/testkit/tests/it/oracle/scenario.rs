@@ -27,6 +27,17 @@ pub(crate) struct World {
     pub(crate) backup: Option<BackupDesc>,
     pub(crate) target: ServerDesc,
     pub(crate) repository: Repository,
+    pub(crate) demand: Demand,
+}
+
+/// What must be known of a backup before it is restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Demand {
+    Nothing,
+    /// No more than is known.
+    Met,
+    /// More than is known, or fresher.
+    Unmet,
 }
 
 #[derive(Clone, Debug)]
@@ -251,6 +262,7 @@ pub(crate) struct ProtectAsk {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RestoreBreak {
     DataOntoSystem,
+    EvidenceTooWeak,
     DataDamaged,
     KeyGone,
     SnapshotMissing,
@@ -280,8 +292,9 @@ pub(crate) enum RestoreBreak {
 }
 
 impl RestoreBreak {
-    pub(crate) const ALL: [Self; 27] = [
+    pub(crate) const ALL: [Self; 28] = [
         Self::DataOntoSystem,
+        Self::EvidenceTooWeak,
         Self::DataDamaged,
         Self::KeyGone,
         Self::SnapshotMissing,
@@ -460,6 +473,7 @@ struct Case<'a> {
     backup_was_made: bool,
     target: ServerDesc,
     repository: Repository,
+    demand: Demand,
     ask: Ask,
 }
 
@@ -499,13 +513,16 @@ impl<'a> Case<'a> {
             held: Held::None,
         };
         let ask = Ask { resource_type: SERVER_TYPE, pairs, item: ItemRef::Known };
-        Self { dice, backup, backup_was_made: true, target, repository: Repository::Up, ask }
+        let demand = dice.pick(&[Demand::Nothing, Demand::Met]);
+        let repository = Repository::Up;
+        Self { dice, backup, backup_was_made: true, target, repository, demand, ask }
     }
 
     fn break_rule(&mut self, rule: RestoreBreak) {
         use RestoreBreak as B;
         match rule {
             B::DataOntoSystem => self.send_data_to_the_system_disk(),
+            B::EvidenceTooWeak => self.demand = Demand::Unmet,
             B::DataDamaged => self.backup.snapshot = Snapshot::Damaged,
             B::KeyGone => self.repository = Repository::KeyGone,
             B::SnapshotMissing => self.backup.snapshot = Snapshot::Missing,
@@ -730,7 +747,8 @@ impl<'a> Case<'a> {
             self.ask.pairs.iter_mut().for_each(|pair| pair.0 = BackupRef::Stranger);
         }
         let backup = self.backup_was_made.then_some(self.backup);
-        (World { backup, target: self.target, repository: self.repository }, self.ask)
+        let Self { target, repository, demand, ask, .. } = self;
+        (World { backup, target, repository, demand }, ask)
     }
 }
 

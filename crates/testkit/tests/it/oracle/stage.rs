@@ -16,10 +16,11 @@ use kedge_core::job::{Claim, ClaimKind, ProtectState, RestoreState, Work};
 use kedge_core::ports::{Clock as _, Cloud as _, CloudError, ServerRef};
 use kedge_core::resource::{Content, Hardware, Server, ServerKind, ServerStatus as Status, Volume};
 use kedge_core::restore::Question;
+use kedge_service::identity::UsersSource;
 use kedge_service::keys::ServiceKey;
 use kedge_service::restore::RestoreRequest;
 use kedge_store::{NewJob, PowerOn, Restore, RestoreStatus};
-use kedge_testkit::{Harness, OTHER_PROJECT, PROJECT};
+use kedge_testkit::{Harness, OTHER_PROJECT, PASSWORD, PROJECT, users_text};
 
 use super::facts::{self, Ids};
 use super::scenario::*;
@@ -91,6 +92,8 @@ async fn judge_all(seeds: &[u64]) -> usize {
 struct Stage {
     harness: Harness,
     keyless: Harness,
+    /// And where the project demands what nobody has.
+    demanding: Harness,
     /// A repository snapshot that exists, for backups whose bytes nobody will read.
     some_item: Item,
     /// One that names data which was found damaged.
@@ -101,11 +104,14 @@ impl Stage {
     async fn new() -> Self {
         let harness = Harness::new().await;
         let keyless = harness.restarted_with_key(Arc::new(ServiceKey::random().unwrap())).await;
+        let users = users_text(PASSWORD)
+            .replace("name = \"demo\"", "name = \"demo\"\nevidence_grade = \"A\"");
+        let demanding = harness.with_users(UsersSource::Text(users));
         let server = harness.add_server(&[b"a little"]);
         let some_item = crate::support::back_up(&harness, &server).await;
         let own = harness.add_server(&[&disk(0xdead, 700_000)]);
         let damaged_item = crate::support::back_up_and_damage(&harness, &own).await;
-        Self { harness, keyless, some_item, damaged_item }
+        Self { harness, keyless, demanding, some_item, damaged_item }
     }
 
     /// Stages a case, asks, acts. Whether the answer was yes.
@@ -118,6 +124,9 @@ impl Stage {
         let question = facts::question(ids, &world, &ask);
         let service = match world.repository {
             Repository::KeyGone => &self.keyless,
+            Repository::Up | Repository::Unreachable if world.demand == Demand::Unmet => {
+                &self.demanding
+            }
             Repository::Up | Repository::Unreachable => &self.harness,
         };
         let store = self.harness.places.store_of(&ProjectId::new(PROJECT));

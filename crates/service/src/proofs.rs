@@ -1,0 +1,416 @@
+//! Proves backups one at a time: reads every byte as a restore would, inspects the disks,
+//! boots the server. Somebody asked for it, or it is the server's turn.
+//!
+//! A proof takes nothing away from anybody: it claims no backup, and where one is deleted
+//! meanwhile there is nothing left to say about it. What a process that died was at is begun
+//! again.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kedge_core::checkpoint::Item;
+use kedge_core::drill::{Boot, StageError};
+use kedge_core::ids::{ItemId, ProjectId, ProofId};
+use kedge_core::ports::DiskReader;
+use kedge_core::proof::{DiskProof, Outcome, Proof, ProofKind, ProofStatus, ProofVerdict};
+use kedge_core::refusal::Refusal;
+use kedge_core::resource::VolumeRole;
+use kedge_core::time::Timestamp;
+use kedge_engine::layer::Bucket;
+use kedge_engine::{
+    CancelFlag, EngineError, OpenGate, Progress, ReadOptions, Sink, SinkError, SnapshotId,
+    VolumeView,
+};
+use kedge_store::StoreError;
+use tokio_util::sync::CancellationToken;
+
+use crate::adapt::StoredDisk;
+use crate::app::{App, Parts};
+use crate::context::Context;
+use crate::error::Error;
+use crate::repositories::{RepositoryError, SharedRepository, blocking};
+
+/// How often it is looked whether a server's turn has come: the search goes over all of
+/// them.
+const EVERY: Duration = Duration::from_secs(60 * 60);
+/// After trouble with the catalogue or the stage.
+const PAUSE: Duration = Duration::from_secs(60);
+/// Chunks in flight: proving leaves the processors to others.
+const THREADS: NonZeroUsize = NonZeroUsize::MIN;
+
+/// How far the part of a drill that takes the longest gets in a while, for estimates: what
+/// reading back may take, and what booting may.
+const BYTES_PER_SEC_UNLIMITED: u64 = 200 << 20;
+
+impl App {
+    /// Puts a proof of a backup into the queue; one that waits already stays as it is.
+    pub async fn create_proof(
+        &self,
+        context: &Context,
+        item: &ItemId,
+        kind: ProofKind,
+    ) -> Result<Proof, Error> {
+        let parts = &self.parts;
+        let found = parts.store.find_item(context.project(), item).await?;
+        let found = found.ok_or_else(|| Refusal::ItemNotFound(item.clone()))?;
+        if found.snapshot.is_none() {
+            return Err(Refusal::ItemNotAvailable(found.status).into());
+        }
+        Ok(parts.enqueue_proof(context.project(), item, kind).await?)
+    }
+
+    /// Proofs of a backup, the latest first.
+    pub async fn list_proofs(&self, context: &Context, item: &ItemId) -> Result<Vec<Proof>, Error> {
+        let found = self.parts.store.find_item(context.project(), item).await?;
+        let proofs = self.parts.store.list_proofs(context.project(), item).await?;
+        match found {
+            Some(_) => Ok(proofs),
+            None => Err(Refusal::ItemNotFound(item.clone()).into()),
+        }
+    }
+
+    /// Proves what waits, and what it is the turn of, until `shutdown`.
+    pub async fn run_proofs(&self, shutdown: CancellationToken) {
+        if let Err(error) = self.parts.store.requeue_proofs().await {
+            tracing::warn!("interrupted proofs stay where they are: {error}");
+        }
+        loop {
+            let cancel = CancelFlag::new();
+            let proving = self.prove_next(&cancel);
+            tokio::pin!(proving);
+            let pause = tokio::select! {
+                proved = &mut proving => self.pause_after(proved).await,
+                () = shutdown.cancelled() => {
+                    cancel.cancel();
+                    return;
+                }
+            };
+            let bell = self.parts.proof_bell.notified();
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+                () = bell => {}
+            }
+        }
+    }
+
+    async fn pause_after(&self, proved: Result<Option<Proof>, Error>) -> Duration {
+        match proved {
+            Ok(Some(_)) => Duration::ZERO,
+            Ok(None) => match self.parts.enqueue_due().await {
+                Ok(true) => Duration::ZERO,
+                Ok(false) => EVERY,
+                Err(error) => {
+                    tracing::warn!("whose turn it is to be drilled is not known: {error}");
+                    PAUSE
+                }
+            },
+            Err(error) => {
+                tracing::warn!("nothing is proved: {error}");
+                PAUSE
+            }
+        }
+    }
+
+    /// Proves the backup that has waited longest, if any does.
+    pub async fn prove_next(&self, cancel: &CancelFlag) -> Result<Option<Proof>, Error> {
+        let parts = &self.parts;
+        let Some(proof) = parts.store.begin_proof(parts.clock.now()).await? else {
+            return Ok(None);
+        };
+        let began = parts.clock.monotonic();
+        let outcome = parts.prove(&proof, cancel).await;
+        if cancel.is_cancelled() {
+            return Ok(None);
+        }
+        let finished_at = Some(parts.clock.now());
+        let (status, outcome) = (ProofStatus::Done, Some(outcome));
+        let proof = Proof { status, outcome, finished_at, ..proof };
+        tell(&proof);
+        parts.store.finish_proof(&proof).await?;
+        *parts.rest_until.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+            parts.rest_after(began);
+        Ok(Some(proof))
+    }
+}
+
+/// Said once, where an operator looks.
+fn tell(proof: &Proof) {
+    let Some(outcome) = &proof.outcome else { return };
+    let (kind, verdict) = (proof.kind.as_str(), outcome.verdict.as_str());
+    match outcome.verdict {
+        ProofVerdict::Passed => {
+            tracing::info!(item.id = %proof.item_id, "{kind} of backup {} {verdict}", proof.item_id);
+        }
+        ProofVerdict::Failed | ProofVerdict::Undecided => {
+            tracing::error!(item.id = %proof.item_id, "{kind} of backup {} {verdict}: {}", proof.item_id, outcome.reason);
+        }
+    }
+}
+
+/// Why a proof went no further.
+enum End {
+    Failed(String),
+    Undecided(String),
+}
+
+impl From<RepositoryError> for End {
+    /// What is damaged or not there is the backup's matter; all else may be another time.
+    fn from(error: RepositoryError) -> Self {
+        match &error {
+            RepositoryError::Engine(
+                EngineError::Damaged { .. }
+                | EngineError::SnapshotNotFound(_)
+                | EngineError::EntryNotFound { .. },
+            ) => Self::Failed(error.to_string()),
+            _ => Self::Undecided(error.to_string()),
+        }
+    }
+}
+
+impl From<StageError> for End {
+    fn from(error: StageError) -> Self {
+        Self::Undecided(error.text)
+    }
+}
+
+impl From<StoreError> for End {
+    fn from(error: StoreError) -> Self {
+        Self::Undecided(error.to_string())
+    }
+}
+
+impl Parts {
+    pub(crate) async fn enqueue_proof(
+        &self,
+        project: &ProjectId,
+        item: &ItemId,
+        kind: ProofKind,
+    ) -> Result<Proof, StoreError> {
+        let proof = Proof {
+            id: ProofId::from(self.ids.next_uuid()),
+            project_id: project.clone(),
+            item_id: item.clone(),
+            kind,
+            status: ProofStatus::Queued,
+            outcome: None,
+            created_at: self.clock.now(),
+            started_at: None,
+            finished_at: None,
+        };
+        let proof = self.store.enqueue_proof(&proof).await?;
+        self.proof_bell.notify_one();
+        Ok(proof)
+    }
+
+    /// Puts the backup into the queue whose turn it is to be drilled; false if none is, or
+    /// if drills have had their share of the time.
+    async fn enqueue_due(&self) -> Result<bool, StoreError> {
+        let Some(every) = self.settings.drill.every else { return Ok(false) };
+        let rest_until = *self.rest_until.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if self.stage.is_none() || self.clock.monotonic() < rest_until {
+            return Ok(false);
+        }
+        let since = i64::try_from(every.as_micros()).unwrap_or(i64::MAX);
+        let since = Timestamp::from_micros(self.clock.now().as_micros().saturating_sub(since));
+        let Some((project, item)) = self.store.find_undrilled(since).await? else {
+            return Ok(false);
+        };
+        self.enqueue_proof(&project, &item, ProofKind::Drill).await?;
+        Ok(true)
+    }
+
+    /// Until when scheduled drills rest, so that they take no more than their share.
+    fn rest_after(&self, began: Duration) -> Duration {
+        let now = self.clock.monotonic();
+        let share = u32::from(self.settings.drill.time_percent.clamp(1, 100));
+        let took = now.saturating_sub(began);
+        now.saturating_add(took.saturating_mul(100 - share) / share)
+    }
+
+    async fn prove(&self, proof: &Proof, cancel: &CancelFlag) -> Outcome {
+        let (mut disks, mut boot) = (Vec::new(), None);
+        let (verdict, reason) = match self.try_prove(proof, cancel, &mut disks, &mut boot).await {
+            Ok(()) => (ProofVerdict::Passed, String::new()),
+            Err(End::Failed(reason)) => (ProofVerdict::Failed, reason),
+            Err(End::Undecided(reason)) => (ProofVerdict::Undecided, reason),
+        };
+        Outcome { verdict, reason, disks, boot }
+    }
+
+    async fn try_prove(
+        &self,
+        proof: &Proof,
+        cancel: &CancelFlag,
+        disks: &mut Vec<DiskProof>,
+        boot: &mut Option<Boot>,
+    ) -> Result<(), End> {
+        let project = &proof.project_id;
+        let item = self.store.find_item(project, &proof.item_id).await?;
+        let gone = || End::Undecided("the backup was deleted".to_owned());
+        let item = item.ok_or_else(gone)?;
+        let repository = self.repositories.get(project).await?;
+        let volumes = open(&repository, &item).await?;
+        for (backup, volume) in item.volumes.iter().zip(&volumes) {
+            let read_bytes = self.read(&repository, volume, cancel).await?;
+            disks.push(DiskProof { backup: backup.id.clone(), read_bytes, report: None });
+        }
+        if proof.kind == ProofKind::Read {
+            return Ok(());
+        }
+        let readers = open_disks(&repository, &volumes).await?;
+        let stage = self.stage.as_ref();
+        let stage = stage.ok_or_else(|| End::Undecided("there is no stage".to_owned()))?;
+        let mut problems = Vec::new();
+        for (disk, reader) in disks.iter_mut().zip(&readers) {
+            let report = stage.inspect(Arc::clone(reader)).await?;
+            let of = |problem: String| format!("disk {}: {problem}", disk.backup);
+            problems.extend(report.problems().map(of));
+            disk.report = Some(report);
+        }
+        if let Some(first) = problems.first() {
+            let more = problems.len() - 1;
+            let and = if more == 0 { String::new() } else { format!(", and {more} more") };
+            return Err(End::Failed(format!("{first}{and}")));
+        }
+        if self.settings.drill.boots {
+            let booted = stage.boot(system_first(&item, readers)).await?;
+            let why = match &booted {
+                Boot::Booted { .. } => None,
+                Boot::Failed { why, .. } => Some(End::Failed(format!("it does not boot: {why}"))),
+            };
+            *boot = Some(booted);
+            why.map_or(Ok(()), Err)?;
+        }
+        Ok(())
+    }
+
+    /// Reads a volume as a restore does, to nowhere.
+    async fn read(
+        &self,
+        repository: &SharedRepository,
+        volume: &Arc<VolumeView>,
+        cancel: &CancelFlag,
+    ) -> Result<u64, RepositoryError> {
+        let options = ReadOptions { threads: THREADS, cancel: cancel.clone() };
+        let (shared, volume) = (Arc::clone(repository), Arc::clone(volume));
+        let progress = Paced(Arc::clone(&self.verify_bucket));
+        let read = blocking(move || {
+            shared.require_known_blobs(&volume)?;
+            shared.restore_volume(&volume, &Nowhere, &OpenGate, &options, &progress)
+        })
+        .await;
+        match read {
+            Ok(report) => Ok(report.data_bytes),
+            Err(RepositoryError::Engine(error)) => {
+                self.record_suspect(repository, error, cancel).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What made reading fail is looked at again, and recorded if it is damage: every backup
+    /// that needs it is told from then on.
+    async fn record_suspect(
+        &self,
+        repository: &SharedRepository,
+        error: EngineError,
+        cancel: &CancelFlag,
+    ) -> Result<u64, RepositoryError> {
+        let (shared, cancel) = (Arc::clone(repository), cancel.clone());
+        let (outcome, error) = blocking(move || {
+            let outcome = shared.verify_suspect(&error, &cancel)?;
+            Ok((outcome, error))
+        })
+        .await?;
+        for damage in outcome.map(|outcome| outcome.damaged).unwrap_or_default() {
+            tracing::error!("pack {} is damaged: {}", damage.pack, damage.what);
+            let shared = Arc::clone(repository);
+            blocking(move || shared.record_damage(&damage)).await?;
+        }
+        Err(error.into())
+    }
+
+    /// About how long it takes until a backup is proved.
+    pub(crate) fn estimate_proof(&self, item: &Item, kind: ProofKind) -> u64 {
+        let rate = self.settings.verify.rates.bytes_per_sec.unwrap_or(BYTES_PER_SEC_UNLIMITED);
+        let reading = item.data_bytes() / rate.clamp(1, BYTES_PER_SEC_UNLIMITED);
+        let booting = match kind {
+            ProofKind::Drill if self.settings.drill.boots => self.settings.drill.boot_time,
+            ProofKind::Drill | ProofKind::Read => Duration::ZERO,
+        };
+        reading + booting.as_secs() + 1
+    }
+}
+
+/// The volumes of a backup, in its order.
+async fn open(repository: &SharedRepository, item: &Item) -> Result<Vec<Arc<VolumeView>>, End> {
+    let bad = || End::Failed("the record names no snapshot of a repository".to_owned());
+    let snapshot = item.snapshot.as_ref().ok_or_else(bad)?;
+    let id: SnapshotId = snapshot.snapshot.parse().map_err(|_| bad())?;
+    let folder = |volume: &kedge_core::checkpoint::VolumeBackup| {
+        Some((volume.stored.as_ref()?.folder.clone(), volume.source_size_bytes))
+    };
+    let folders: Option<Vec<_>> = item.volumes.iter().map(folder).collect();
+    let folders = folders.ok_or_else(bad)?;
+    let shared = Arc::clone(repository);
+    let opened = blocking(move || {
+        let view = shared.open_snapshot(id)?;
+        let open = |(folder, size_bytes): (String, u64)| {
+            let volume = view.volume(&folder)?;
+            if volume.size_bytes() != size_bytes {
+                let (object, what) =
+                    (format!("snapshot {id}"), format!("{folder} has not the size of its disk"));
+                return Err(EngineError::Damaged { object, what });
+            }
+            Ok(Arc::new(volume))
+        };
+        folders.into_iter().map(open).collect()
+    });
+    Ok(opened.await?)
+}
+
+async fn open_disks(
+    repository: &SharedRepository,
+    volumes: &[Arc<VolumeView>],
+) -> Result<Vec<Arc<dyn DiskReader>>, RepositoryError> {
+    let (shared, volumes) = (Arc::clone(repository), volumes.to_vec());
+    blocking(move || {
+        let open = |volume: Arc<VolumeView>| {
+            let disk: Arc<dyn DiskReader> = Arc::new(StoredDisk(shared.open_volume(&volume)?));
+            Ok(disk)
+        };
+        volumes.into_iter().map(open).collect()
+    })
+    .await
+}
+
+/// The disk that the server boots from, then the others as they are.
+fn system_first(item: &Item, readers: Vec<Arc<dyn DiskReader>>) -> Vec<Arc<dyn DiskReader>> {
+    let mut disks: Vec<_> = item.volumes.iter().zip(readers).collect();
+    disks.sort_by_key(|(backup, _)| backup.role != VolumeRole::System);
+    disks.into_iter().map(|(_, reader)| reader).collect()
+}
+
+/// Where what is only read goes.
+struct Nowhere;
+
+impl Sink for Nowhere {
+    fn write_at(&self, _: u64, _: &[u8]) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    fn write_zeroes(&self, _: u64, _: u64) -> Result<(), SinkError> {
+        Ok(())
+    }
+}
+
+/// Spends what it hears of.
+struct Paced(Arc<Bucket>);
+
+impl Progress for Paced {
+    fn advance(&self, bytes: u64) {
+        self.0.take(bytes);
+    }
+}
