@@ -21,8 +21,8 @@ use crate::config::Limits;
 pub(crate) enum Value {
     Null,
     Flag(bool),
-    /// No request of v1 has a number, so its value is of no interest.
-    Number,
+    /// A count, where it is one; no request of v1 itself has a number.
+    Number(Option<u64>),
     Text(Box<str>),
     List(Box<[Value]>),
     Object(Members),
@@ -157,16 +157,16 @@ impl<'de> Visitor<'de> for Node<'_> {
         Ok(Value::Flag(value))
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<Value, E> {
-        Ok(Value::Number)
+    fn visit_i64<E>(self, number: i64) -> Result<Value, E> {
+        Ok(Value::Number(u64::try_from(number).ok()))
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<Value, E> {
-        Ok(Value::Number)
+    fn visit_u64<E>(self, number: u64) -> Result<Value, E> {
+        Ok(Value::Number(Some(number)))
     }
 
     fn visit_f64<E>(self, _: f64) -> Result<Value, E> {
-        Ok(Value::Number)
+        Ok(Value::Number(None))
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Value, E> {
@@ -215,7 +215,7 @@ impl<'a> Object<'a> {
     pub(crate) fn root(body: &'a Value) -> Result<Self, Error> {
         match body {
             Value::Object(members) => Ok(Self { path: String::new(), members }),
-            Value::Null | Value::Flag(_) | Value::Number | Value::Text(_) | Value::List(_) => {
+            Value::Null | Value::Flag(_) | Value::Number(_) | Value::Text(_) | Value::List(_) => {
                 Err(Error::bad("body", "an object"))
             }
         }
@@ -304,6 +304,14 @@ impl<'a> Field<'a> {
         match self.value {
             Some(Value::Text(text)) if !text.contains('\0') => Ok(text),
             _ => Err(self.bad("a string without NUL")),
+        }
+    }
+
+    /// A number of things.
+    pub(crate) fn count(&self) -> Result<u64, Error> {
+        match self.value {
+            Some(Value::Number(Some(number))) => Ok(*number),
+            _ => Err(self.bad("a whole number, not negative")),
         }
     }
 

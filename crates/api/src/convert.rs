@@ -241,6 +241,7 @@ pub(crate) fn restore(restore: &Restore) -> wire::restore::Restore {
                 volumes: restore.pairs.iter().map(pair).collect(),
                 resource_type: None,
             },
+            plan_id: None,
         },
     }
 }
@@ -522,6 +523,7 @@ mod tests {
                 volume: VolumeId::asked("v"),
             }],
             power_on: PowerOn::Yes,
+            preconditions: Vec::new(),
             status: RestoreStatus::InProgress,
             reason: String::new(),
             created_at: at(0),

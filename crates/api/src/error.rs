@@ -108,6 +108,7 @@ impl From<Error> for ApiError {
             | Error::Forbidden
             | Error::ProjectNotFound
             | Error::RestoreNotFound
+            | Error::PlanNotFound
             | Error::TokenNotFound
             | Error::Busy
             | Error::Timeout => None,
@@ -187,13 +188,17 @@ pub(crate) fn status_of(code: Code) -> StatusCode {
         | Code::VolumeHeld
         | Code::HalfWritten
         | Code::DataDamaged
-        | Code::EvidenceTooWeak => StatusCode::BAD_REQUEST,
+        | Code::EvidenceTooWeak
+        | Code::ItemLeased
+        | Code::PlanMoved
+        | Code::TooManyLeases => StatusCode::BAD_REQUEST,
         Code::Unauthenticated => StatusCode::UNAUTHORIZED,
         Code::Forbidden => StatusCode::FORBIDDEN,
         Code::ItemNotFound
         | Code::NoSuchApi
         | Code::ProjectNotFound
         | Code::RestoreNotFound
+        | Code::PlanNotFound
         | Code::TokenNotFound => StatusCode::NOT_FOUND,
         Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,

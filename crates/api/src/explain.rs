@@ -9,13 +9,16 @@ use kedge_core::restore::{Mapping, RestorePlan};
 use kedge_core::time::Timestamp;
 use kedge_service::explain::Explained;
 use kedge_service::pace::{Basis, Estimate};
+use kedge_service::plans::KeptPlan;
 use kedge_wire::check::RestoreVolumeMapping;
 use kedge_wire::explain as wire;
+use kedge_wire::plan::{KeptPlan as KeptPlanBody, PlanFact};
 
 use crate::error::{clean, refusal_text};
 
 pub(crate) fn of_restore(explained: &Explained<RestorePlan>) -> wire::Explanation {
     let plan = explained.explanation.verdict.as_ref().ok().map(|plan| wire::Plan {
+        id: explained.plan.as_ref().map(ToString::to_string),
         volumes: plan.writes.iter().map(written).collect(),
         estimate: explained.estimate.map(estimate),
     });
@@ -39,10 +42,29 @@ pub(crate) fn of_protect(explained: &Explained<ProtectPlan>) -> wire::Explanatio
         untouched_bytes: None,
     };
     let plan = explained.explanation.verdict.as_ref().ok().map(|plan| wire::Plan {
+        id: None,
         volumes: plan.server.volumes.iter().map(read).collect(),
         estimate: None,
     });
     wire::Explanation { violations: violations(explained), plan, evidence: None }
+}
+
+pub(crate) fn kept_plan(plan: &KeptPlan) -> KeptPlanBody {
+    let fact = |fact: &kedge_core::precondition::Precondition| PlanFact {
+        of: fact.of.clone(),
+        id: fact.id.clone(),
+        name: fact.property.clone(),
+        value: clean(&fact.value),
+    };
+    KeptPlanBody {
+        id: plan.id.to_string(),
+        checkpoint_item_id: plan.question.item.to_string(),
+        resource_id: clean(plan.question.server.as_str()),
+        volumes: pairs(&plan.question.mapping),
+        preconditions: plan.preconditions.iter().map(fact).collect(),
+        created_at: plan.created_at.to_string(),
+        lease_until: plan.lease_until.map(|at| at.to_string()),
+    }
 }
 
 fn written(write: &kedge_core::restore::VolumeWrite) -> wire::PlannedVolume {

@@ -7,7 +7,7 @@ use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, OpenApi as Document, Ref, Response, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
-use crate::handlers::{checkpoints, checks, identity, items, proofs, restores, service};
+use crate::handlers::{checkpoints, checks, identity, items, plans, proofs, restores, service};
 
 /// Name of the token's scheme in the document.
 const TOKEN: &str = "token";
@@ -53,6 +53,10 @@ const ERRORS: [(&str, &str); 11] = [
         items::list,
         items::count,
         items::show,
+        plans::show,
+        plans::leases,
+        plans::take,
+        plans::end,
         proofs::create,
         proofs::list,
         restores::restore,

@@ -1,7 +1,7 @@
 //! Reads what callers ask, field by field, into what the service takes.
 
 use kedge_core::checkpoint::Method;
-use kedge_core::ids::{CheckpointId, ItemId, ServerId, VolumeBackupId, VolumeId};
+use kedge_core::ids::{CheckpointId, ItemId, PlanId, ServerId, VolumeBackupId, VolumeId};
 use kedge_core::proof::ProofKind;
 use kedge_core::protect;
 use kedge_core::refusal::Refusal;
@@ -196,6 +196,7 @@ pub(crate) fn restore(body: &Value) -> Result<RestoreRequest, Error> {
     let parameters = restore.field("parameters").object()?;
     let item = parameters.field("checkpoint_item_id").word()?;
     let power_on = if parameters.field("power_on").flag()? { PowerOn::Yes } else { PowerOn::No };
+    let plan = parameters.field("plan_id").given().map(|plan| plan.word().map(PlanId::asked));
     let targets = parameters.field("targets").object()?;
     let server = targets.field("server_id").word()?;
     Ok(RestoreRequest {
@@ -207,7 +208,13 @@ pub(crate) fn restore(body: &Value) -> Result<RestoreRequest, Error> {
             mapping: mapping(&targets.field("volumes"))?,
         },
         power_on,
+        plan: plan.transpose()?,
     })
+}
+
+/// Seconds; the service knows how many may be.
+pub(crate) fn lease(body: &Value) -> Result<u64, Error> {
+    Object::root(body)?.field("lease").object()?.field("seconds").count()
 }
 
 pub(crate) fn proof(body: &Value) -> Result<ProofKind, Error> {

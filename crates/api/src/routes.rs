@@ -16,7 +16,7 @@ use kedge_service::App;
 use crate::config::ApiConfig;
 use crate::edge::{self, Edge, in_our_form};
 use crate::error::{ApiError, Form};
-use crate::handlers::{checkpoints, checks, identity, items, proofs, restores, service};
+use crate::handlers::{checkpoints, checks, identity, items, plans, proofs, restores, service};
 use crate::metrics::Metrics;
 
 /// What handlers work with.
@@ -76,6 +76,10 @@ pub(crate) fn routes() -> Vec<Route> {
         get("/v1/{project_id}/checkpoint_items/{checkpoint_item_id}", items::show),
         post("/v1/{project_id}/checkpoint_items/{checkpoint_item_id}/proofs", proofs::create),
         get("/v1/{project_id}/checkpoint_items/{checkpoint_item_id}/proofs", proofs::list),
+        get("/v1/{project_id}/plans/{plan_id}", plans::show),
+        post("/v1/{project_id}/plans/{plan_id}/lease", plans::take),
+        delete("/v1/{project_id}/plans/{plan_id}/lease", plans::end),
+        get("/v1/{project_id}/leases", plans::leases),
         post("/v1/{project_id}/restores", restores::restore),
         get("/v1/{project_id}/restores", restores::list),
         get("/v1/{project_id}/restores/{restore_id}", restores::show),

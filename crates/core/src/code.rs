@@ -67,14 +67,18 @@ codes! {
     KeyUnavailable "KEDGE.0008" "the key that opens the backup repository cannot be had";
     EvidenceTooWeak "KEDGE.0009" "less is known of the backup's bytes than the project demands, or it is too old; they are being read back";
     VolumeHeld "KEDGE.0010" "another job holds a destination disk";
+    ItemLeased "KEDGE.0011" "a plan keeps the backup from being deleted; the text says which and until when";
     HalfWritten "KEDGE.0012" "a disk of the server is half written by a restore that failed; restore to it again first";
     DataDamaged "KEDGE.0013" "data the backup needs is damaged or missing in the repository";
     DamageNotLocated "KEDGE.0014" "something in the repository is damaged, and whether the backup needs it is not known yet; ask again";
+    PlanMoved "KEDGE.0015" "something is not as it was when the plan was made; the text says what it was and is";
+    TooManyLeases "KEDGE.0016" "as many plans of the project hold leases as may; end one, or let it run out";
     Unauthenticated "KEDGE.4010" "no token, or one that is unknown, expired or revoked; or a wrong user or password";
     Forbidden "KEDGE.4030" "the token does not entitle to this call or project";
     ProjectNotFound "KEDGE.4040" "no such project";
     TokenNotFound "KEDGE.4042" "the token asked about is unknown, expired or revoked";
     RestoreNotFound "KEDGE.4041" "no such restore";
+    PlanNotFound "KEDGE.4043" "no such plan; plans are forgotten after a while";
     MethodNotAllowed "KEDGE.4050" "the path exists, the method does not";
     TooLarge "KEDGE.4130" "the request is larger than the configured limit";
     MediaType "KEDGE.4150" "the body must be application/json";

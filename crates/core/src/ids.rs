@@ -85,6 +85,10 @@ id!(
     JobId
 );
 id!(
+    /// A plan of a restore that an explained answer named.
+    PlanId
+);
+id!(
     /// One reading back or trying out of a backup.
     ProofId
 );

@@ -16,6 +16,7 @@ pub mod fit;
 pub mod ids;
 pub mod job;
 pub mod ports;
+pub mod precondition;
 pub mod proof;
 pub mod protect;
 pub mod refusal;

@@ -8,12 +8,16 @@ use std::fmt;
 use crate::code::Code;
 use crate::evidence::{Demand, Grade};
 use crate::fact::Unknown;
-use crate::ids::{ItemId, ServerId, VolumeBackupId, VolumeId};
+use crate::ids::{ItemId, PlanId, ServerId, VolumeBackupId, VolumeId};
+use crate::precondition::Moved;
 use crate::resource::{GIB, ServerKind, ServerStatus};
 use crate::status::ItemStatus;
 use crate::tag::TAGS_MAX;
+use crate::time::Timestamp;
 
 const DAY_SECS: u64 = 86_400;
+/// Differences that a text tells; a longer one would be cut.
+const MOVED_MAX: usize = 5;
 
 /// Why something cannot be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,6 +128,19 @@ pub enum Refusal {
         /// What is demanded.
         demand: Demand,
     },
+    /// Something is not as it was when the plan was made that a restore names.
+    PlanMoved(Vec<Moved>),
+    /// A plan holds a lease on the item.
+    ItemLeased {
+        /// The item.
+        item: ItemId,
+        /// The plan.
+        plan: PlanId,
+        /// Until then.
+        until: Timestamp,
+    },
+    /// So many plans of the project hold leases, and no more may.
+    TooManyLeases(usize),
     /// A fact could not be learned.
     Unknown(Unknown),
     /// A bug: the rules let something through that a plan needs and nobody saw.
@@ -170,6 +187,9 @@ impl Refusal {
             Self::SnapshotMissing(_) => Code::SnapshotMissing,
             Self::DataDamaged(_) => Code::DataDamaged,
             Self::EvidenceTooWeak { .. } => Code::EvidenceTooWeak,
+            Self::PlanMoved(_) => Code::PlanMoved,
+            Self::ItemLeased { .. } => Code::ItemLeased,
+            Self::TooManyLeases(_) => Code::TooManyLeases,
             Self::Unknown(Unknown::CloudSilent) => Code::CloudSilent,
             Self::Unknown(Unknown::RepositoryUnreachable) => Code::RepositoryUnreachable,
             Self::Unknown(Unknown::KeyUnavailable) => Code::KeyUnavailable,
@@ -280,6 +300,22 @@ impl fmt::Display for Refusal {
                 f,
                 "Data of checkpoint item ({item}) is damaged or missing in the backup repository."
             ),
+            Self::PlanMoved(moved) => {
+                f.write_str("Not as planned: ")?;
+                let told = moved.iter().take(MOVED_MAX);
+                let texts: Vec<_> = told.map(ToString::to_string).collect();
+                write!(f, "{}", texts.join("; "))?;
+                match moved.len().saturating_sub(MOVED_MAX) {
+                    0 => f.write_str("."),
+                    more => write!(f, "; and {more} more."),
+                }
+            }
+            Self::ItemLeased { item, plan, until } => {
+                write!(f, "Plan ({plan}) keeps checkpoint item ({item}) until {until}.")
+            }
+            Self::TooManyLeases(most) => {
+                write!(f, "{most} plans of the project hold leases, and no more may.")
+            }
             Self::EvidenceTooWeak { item, grade, demand } => {
                 let (has, asked) = (grade.as_str(), demand.grade.as_str());
                 write!(f, "Evidence of checkpoint item ({item}) is of grade {has}; the project demands {asked}")?;

@@ -26,6 +26,7 @@ use crate::{places, private, telemetry};
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 const DAY_SECS: u64 = 86_400;
+const HOUR_SECS: u64 = 3600;
 
 /// What a call may take beyond what the service gives itself, so that the service's own
 /// answer comes before the time-out.
@@ -138,6 +139,8 @@ pub(crate) struct Limits {
     pub(crate) lookups_per_project_max: usize,
     pub(crate) hashes_max: usize,
     pub(crate) failed_logins_per_minute_max: u32,
+    pub(crate) leases_max: usize,
+    pub(crate) lease_hours_max: u64,
 }
 
 /// What is told of the work.
@@ -212,6 +215,8 @@ impl Default for Limits {
             lookups_per_project_max: service.lookups_per_project_max,
             hashes_max: service.hashes_max,
             failed_logins_per_minute_max: service.failed_logins_per_minute_max,
+            leases_max: service.leases_max,
+            lease_hours_max: service.lease_time_max.as_secs() / HOUR_SECS,
         }
     }
 }
@@ -525,6 +530,8 @@ impl Config {
         problems.within("limits.hashes_max", &limits.hashes_max, (1, 64));
         let failed = &limits.failed_logins_per_minute_max;
         problems.within("limits.failed_logins_per_minute_max", failed, (1, 10_000));
+        problems.within("limits.leases_max", &limits.leases_max, (0, 10_000));
+        problems.within("limits.lease_hours_max", &limits.lease_hours_max, (1, 24 * 365));
     }
 
     fn check_words(&self, problems: &mut Problems) {
@@ -567,6 +574,8 @@ impl Config {
                 request_time: Duration::from_secs(limits.request_secs),
                 hashes_max: limits.hashes_max,
                 failed_logins_per_minute_max: limits.failed_logins_per_minute_max,
+                leases_max: limits.leases_max,
+                lease_time_max: Duration::from_secs(limits.lease_hours_max * HOUR_SECS),
             },
             lease: Lease { length: Duration::from_secs(self.lease_secs) },
             workers: self.workers,

@@ -34,6 +34,9 @@ impl App {
             Err(StoreError::Illegal(IllegalMove { from, .. })) => {
                 return Err(Refusal::ItemExecuting(from).into());
             }
+            Err(StoreError::Leased { item, plan, until }) => {
+                return Err(Refusal::ItemLeased { item, plan, until }.into());
+            }
             Err(StoreError::Claimed { .. }) => {
                 let status = chosen.first().map(|item| item.status);
                 return Err(match status {

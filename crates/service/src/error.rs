@@ -30,6 +30,9 @@ pub enum Error {
     /// No such restore in the project.
     #[error("restore is not found")]
     RestoreNotFound,
+    /// No such plan in the project.
+    #[error("plan is not found")]
+    PlanNotFound,
     /// The token asked about is no valid token.
     #[error("token is not found")]
     TokenNotFound,
@@ -62,6 +65,7 @@ impl Error {
             Self::Forbidden => Code::Forbidden,
             Self::ProjectNotFound => Code::ProjectNotFound,
             Self::RestoreNotFound => Code::RestoreNotFound,
+            Self::PlanNotFound => Code::PlanNotFound,
             Self::TokenNotFound => Code::TokenNotFound,
             Self::Busy => Code::TooManyRequests,
             Self::Timeout => Code::Timeout,
@@ -79,6 +83,7 @@ impl Error {
             | Self::Forbidden
             | Self::ProjectNotFound
             | Self::RestoreNotFound
+            | Self::PlanNotFound
             | Self::TokenNotFound
             | Self::Busy
             | Self::Timeout => self.to_string(),

@@ -11,7 +11,7 @@ use kedge_core::checkpoint::Item;
 use kedge_core::evidence::Evidence;
 use kedge_core::explain::{self, Explanation, Outlook, Subject};
 use kedge_core::fit::fit;
-use kedge_core::ids::{ItemId, JobId, ProjectId, ServerId, VolumeId};
+use kedge_core::ids::{ItemId, JobId, PlanId, ProjectId, ServerId, VolumeId};
 use kedge_core::job::ClaimKind;
 use kedge_core::protect;
 use kedge_core::refusal::Refusal;
@@ -43,6 +43,8 @@ pub struct Explained<Plan> {
     pub estimate: Option<Estimate>,
     /// What is known of the backup's bytes, of a backup that was seen.
     pub evidence: Option<Evidence>,
+    /// The plan's name, for callers who may carry it out.
+    pub plan: Option<PlanId>,
     /// When it was given: ages of facts count from here.
     pub at: Timestamp,
 }
@@ -70,10 +72,14 @@ impl App {
                 let proven = proven.get(&item.id).copied().unwrap_or_default();
                 watch.evidence(item.finished_at, &proven)
             });
-            Explained { explanation, estimate, evidence, at }
+            Explained { explanation, estimate, evidence, plan: None, at }
         };
-        let explained: Vec<_> =
+        let mut explained: Vec<_> =
             questions.iter().zip(&facts).zip(&outlooks).map(explained).collect();
+        let yes = explained.iter().zip(questions.iter().zip(&facts));
+        let yes = yes.map(|(one, asked)| one.explanation.verdict.is_ok().then_some(asked));
+        let plans = parts.keep_plans(context, yes.collect::<Vec<_>>().into_iter()).await;
+        explained.iter_mut().zip(plans).for_each(|(one, plan)| one.plan = plan);
         let answers = explained.iter().map(|one| one.explanation.verdict.as_ref().map(|_| ()));
         let answers: Vec<_> = answers.map(|answer| answer.map_err(Refusal::clone)).collect();
         parts.prove_what_lacks_evidence(context, &answers).await;
@@ -102,6 +108,7 @@ impl App {
             explanation: explain::explain_protect(question, facts, settings, &outlook),
             estimate: None,
             evidence: None,
+            plan: None,
             at,
         };
         Ok(questions.iter().zip(&facts).map(explained).collect())

@@ -17,6 +17,7 @@ pub mod kit;
 pub mod manifest;
 pub mod pace;
 pub mod places;
+pub mod plans;
 pub mod proofs;
 pub mod protect;
 pub mod rebuild;

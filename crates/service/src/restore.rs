@@ -1,8 +1,9 @@
 //! Admits a restore: the same plan as the check, then the record and the job in one
 //! transaction.
 
-use kedge_core::ids::{CheckpointId, RestoreId};
+use kedge_core::ids::{CheckpointId, PlanId, RestoreId};
 use kedge_core::job::{Claim, ClaimKind, RestoreState, Work};
+use kedge_core::precondition::Precondition;
 use kedge_core::refusal::Refusal;
 use kedge_core::restore::{self, Question, RestorePlan};
 use kedge_store::{NewJob, StoreError};
@@ -14,6 +15,7 @@ use crate::checks::at_most;
 use crate::context::Context;
 use crate::error::Error;
 use crate::facts::Asker;
+use crate::plans::require_unmoved;
 
 /// What a caller asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub struct RestoreRequest {
     pub question: Question,
     /// Whether the server is to run afterwards.
     pub power_on: PowerOn,
+    /// The plan this is, and no other.
+    pub plan: Option<PlanId>,
 }
 
 /// Some of a list, and whether there is more.
@@ -47,7 +51,8 @@ impl App {
         let field = "restore.parameters.targets.volumes";
         at_most(field, pairs, parts.settings.limits.mappings_max)?;
         let plan = parts.plan_restore(context, &request).await?;
-        let (restore, job) = parts.restore_records(context, &request, &plan);
+        let (plan, preconditions) = plan;
+        let (restore, job) = parts.restore_records(context, &request, &plan, preconditions);
         match parts.store.create_restore(&restore, &job).await {
             Ok(()) => {}
             // Somebody was quicker since the facts were gathered: the rules now say what
@@ -93,7 +98,9 @@ impl Parts {
         &self,
         context: &Context,
         request: &RestoreRequest,
-    ) -> Result<RestorePlan, Error> {
+    ) -> Result<(RestorePlan, Vec<Precondition>), Error> {
+        let named = request.plan.as_ref();
+        let planned = self.named_plan(context, named, &request.question).await?;
         let time = self.time_for_facts(context);
         let questions = std::slice::from_ref(&request.question);
         let asker = Asker::Request(context.demand);
@@ -106,7 +113,9 @@ impl Parts {
         }
         let plan = restore::plan(&request.question, facts);
         self.prove_what_lacks_evidence(context, std::slice::from_ref(&plan)).await;
-        Ok(plan?)
+        let plan = plan?;
+        require_unmoved(&planned, &request.question, facts)?;
+        Ok((plan, planned))
     }
 
     fn restore_records(
@@ -114,6 +123,7 @@ impl Parts {
         context: &Context,
         request: &RestoreRequest,
         plan: &RestorePlan,
+        preconditions: Vec<Precondition>,
     ) -> (Restore, NewJob) {
         let now = self.clock.now();
         let restore = Restore {
@@ -124,6 +134,7 @@ impl Parts {
             server_id: plan.server.clone(),
             pairs: request.question.mapping.pairs().to_vec(),
             power_on: request.power_on,
+            preconditions,
             status: RestoreStatus::InProgress,
             reason: String::new(),
             created_at: now,

@@ -98,6 +98,10 @@ pub struct Limits {
     pub request_time: Duration,
     /// Password hashes computed at once: each costs 19 MiB and a core.
     pub hashes_max: usize,
+    /// Plans of one project that may hold leases at once.
+    pub leases_max: usize,
+    /// The longest lease: what outlasts a long weekend is a matter of retention.
+    pub lease_time_max: Duration,
     /// Failed logins of one user per minute before further ones are refused.
     pub failed_logins_per_minute_max: u32,
 }
@@ -130,6 +134,8 @@ impl Default for Limits {
             lookups_per_project_max: 8,
             request_time: Duration::from_secs(30),
             hashes_max: 2,
+            leases_max: 20,
+            lease_time_max: Duration::from_secs(7 * 24 * 60 * 60),
             failed_logins_per_minute_max: 10,
         }
     }

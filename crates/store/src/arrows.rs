@@ -134,6 +134,7 @@ impl Store {
         let mut tx = self.write().await?;
         for (item, job) in jobs {
             tx.item_of(project, checkpoint, item).await?;
+            tx.nobody_leases(item, job.run_at).await?;
             tx.move_item(project, item, ItemEvent::DeleteAccepted, job.run_at).await?;
             tx.query("UPDATE items SET progress = 0 WHERE id = $1")
                 .bind(item.as_str().to_owned())

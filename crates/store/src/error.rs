@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use kedge_core::ids::JobId;
+use kedge_core::ids::{ItemId, JobId, PlanId};
 use kedge_core::job::ClaimKind;
 use kedge_core::status::IllegalMove;
+use kedge_core::time::Timestamp;
 use sqlx::error::{DatabaseError, ErrorKind};
 use sqlx::migrate::MigrateError;
 
@@ -59,6 +60,16 @@ pub enum StoreError {
     /// A row or the file cannot be read; the text names it.
     #[error("the catalogue is damaged: {0}")]
     Corrupt(String),
+    /// A plan keeps the item from being deleted.
+    #[error("plan {plan:?} holds a lease on item {item:?}")]
+    Leased {
+        /// The item.
+        item: ItemId,
+        /// The plan.
+        plan: PlanId,
+        /// Until then.
+        until: Timestamp,
+    },
     /// A bug in the caller or in a statement of ours.
     #[error("wrong use of the catalogue: {0}")]
     Misuse(String),
@@ -78,6 +89,7 @@ impl StoreError {
             | Self::NotFound(_)
             | Self::UnknownMarker
             | Self::TooMany { .. }
+            | Self::Leased { .. }
             | Self::Corrupt(_)
             | Self::Misuse(_) => false,
         }

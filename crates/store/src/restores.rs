@@ -3,6 +3,7 @@
 use kedge_core::ids::{
     CheckpointId, ItemId, ProjectId, RestoreId, ServerId, VolumeBackupId, VolumeId,
 };
+use kedge_core::precondition::Precondition;
 use kedge_core::restore::Pair;
 use kedge_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,8 @@ pub struct Restore {
     pub pairs: Vec<Pair>,
     /// Whether the server is to run afterwards.
     pub power_on: PowerOn,
+    /// What must be as it was when the restore was planned; nothing where no plan was named.
+    pub preconditions: Vec<Precondition>,
     /// How it stands.
     pub status: RestoreStatus,
     /// Why it failed; empty unless it did.
@@ -83,6 +86,8 @@ impl RestoreStatus {
 struct Details {
     pairs: Vec<(VolumeBackupId, VolumeId)>,
     power_on: PowerOn,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    preconditions: Vec<Precondition>,
 }
 
 #[derive(FromRow)]
@@ -113,6 +118,7 @@ impl RestoreRow {
             server_id: ServerId::asked(&self.server_id),
             pairs: details.pairs.into_iter().map(pair).collect(),
             power_on: details.power_on,
+            preconditions: details.preconditions,
             status,
             reason: self.reason,
             created_at: Timestamp::from_micros(self.created_at),
@@ -197,6 +203,7 @@ impl Tx<'_> {
         let details = Details {
             pairs: pairs.map(|pair| (pair.backup.clone(), pair.volume.clone())).collect(),
             power_on: restore.power_on,
+            preconditions: restore.preconditions.clone(),
         };
         self.query(
             "INSERT INTO restores (id, project_id, checkpoint_id, item_id, server_id, details, \

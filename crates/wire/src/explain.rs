@@ -159,6 +159,10 @@ pub struct NeededDisk {
 /// What would be done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Plan {
+    /// Its name, for a restore to name in turn; only for callers who may restore.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub id: Option<String>,
     /// The disks to read or to write.
     pub volumes: Vec<PlannedVolume>,
     /// How long a restore takes.

@@ -13,6 +13,7 @@ pub mod checkpoint_item;
 pub mod error;
 pub mod explain;
 pub mod identity;
+pub mod plan;
 pub mod proof;
 pub mod restore;
 pub mod tag;

@@ -38,6 +38,11 @@ pub struct RestoreParameters {
     pub power_on: bool,
     /// Where to.
     pub targets: RestoreTargets,
+    /// The plan this is, and no other: refused if anything it rests on is not as it was. Not
+    /// part of CSBS v1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 255)]
+    pub plan_id: Option<String>,
 }
 
 /// Where to: one server, in spite of the name.

@@ -4,6 +4,7 @@ pub(crate) mod checkpoints;
 pub(crate) mod checks;
 pub(crate) mod identity;
 pub(crate) mod items;
+pub(crate) mod plans;
 pub(crate) mod proofs;
 pub(crate) mod restores;
 pub(crate) mod service;

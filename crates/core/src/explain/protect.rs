@@ -97,6 +97,9 @@ impl ProtectExplainer<'_> {
             | Refusal::SnapshotMissing(_)
             | Refusal::DataDamaged(_)
             | Refusal::EvidenceTooWeak { .. }
+            | Refusal::PlanMoved(_)
+            | Refusal::ItemLeased { .. }
+            | Refusal::TooManyLeases(_)
             | Refusal::Unseen(_)
             | Refusal::TooManyTags => Vec::new(),
         }

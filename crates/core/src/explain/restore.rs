@@ -130,6 +130,9 @@ impl Explainer<'_> {
             | Refusal::DedicatedStorage(..)
             | Refusal::StorageUnsupported(_)
             | Refusal::SharedVolumeProtect(..)
+            | Refusal::PlanMoved(_)
+            | Refusal::ItemLeased { .. }
+            | Refusal::TooManyLeases(_)
             | Refusal::Unseen(_)
             | Refusal::TooManyTags => Vec::new(),
         }

@@ -154,6 +154,7 @@ impl Caller {
                 volumes: to_where_it_came_from(item),
                 resource_type: None,
             },
+            plan_id: None,
         };
         let restore = self.client.restore(&item.checkpoint_id, parameters).await;
         let restore = restore.or_fail("restore")?;

@@ -482,6 +482,7 @@ impl Site {
             checkpoint_item_id: backup.item.clone(),
             power_on: true,
             targets: RestoreTargets { server_id: SERVER.to_owned(), volumes, resource_type: None },
+            plan_id: None,
         };
         self.call_until_admitted(async |client| {
             client.restore(&backup.checkpoint, parameters.clone()).await

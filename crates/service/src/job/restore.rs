@@ -23,6 +23,7 @@ use super::session;
 use crate::adapt::{DiskSink, DiskSource};
 use crate::attempt::{Attempt, Trouble};
 use crate::facts::Asker;
+use crate::plans::require_unmoved;
 use crate::repositories::{SharedRepository, blocking};
 
 /// Chunks in flight between repository and disk.
@@ -93,6 +94,10 @@ impl Run<'_> {
         let facts = parts.gather_restore(&self.of.project, questions, asker, time).await?;
         let facts = facts.first().ok_or_else(|| Trouble::Fault("bug: no facts".to_owned()))?;
         let plan = restore::plan(&question, facts)?;
+        // Once the server is stopped, it is we who move things.
+        if matches!(&self.attempt.job.work, Work::Restore { state: RestoreState::Start, .. }) {
+            require_unmoved(&self.record.preconditions, &question, facts)?;
+        }
         match &facts.target {
             Fact::Seen { value, .. } => Ok((plan, value.status)),
             Fact::Absent | Fact::Unknown { .. } => {

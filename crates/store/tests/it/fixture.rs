@@ -183,6 +183,7 @@ pub(crate) fn restore(number: u64) -> Restore {
         server_id: server_id(number),
         pairs: vec![Pair { backup: backup_id(2 * number), volume: volume_id(2 * number) }],
         power_on: PowerOn::Yes,
+        preconditions: Vec::new(),
         status: RestoreStatus::InProgress,
         reason: String::new(),
         created_at: at(3000),

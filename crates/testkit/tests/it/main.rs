@@ -8,6 +8,7 @@ mod flow;
 mod http;
 mod oracle;
 mod parents;
+mod plans;
 mod proofs;
 mod support;
 mod trouble;

@@ -30,7 +30,7 @@ async fn ask(harness: &Harness, item: &Item, kind: ProofKind) -> Proof {
 }
 
 async fn prove(harness: &Harness) -> Proof {
-    harness.app.prove_next(&CancelFlag::new()).await.unwrap().expect("something waits")
+    harness.app.prove_next(&CancelFlag::new()).await.unwrap().unwrap()
 }
 
 async fn grade(harness: &Harness, item: &Item, server: &Server) -> (Grade, Option<DrillOutcome>) {

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use kedge_core::checkpoint::{Item, Method};
-use kedge_core::ids::{CheckpointId, ItemId, ProjectId, RestoreId};
+use kedge_core::ids::{CheckpointId, ItemId, PlanId, ProjectId, RestoreId};
 use kedge_core::resource::{SERVER_TYPE, Server};
 use kedge_core::restore::{Mapping, Pair, Question};
 use kedge_engine::{
@@ -124,9 +124,19 @@ pub(crate) async fn begin_restore(
     item: &Item,
     question: Question,
 ) -> Result<RestoreId, Error> {
+    begin_planned(harness, item, question, None).await
+}
+
+/// The same, naming a plan.
+pub(crate) async fn begin_planned(
+    harness: &Harness,
+    item: &Item,
+    question: Question,
+    plan: Option<PlanId>,
+) -> Result<RestoreId, Error> {
     let context = harness.context().await;
-    let request =
-        RestoreRequest { checkpoint: item.checkpoint_id.clone(), question, power_on: PowerOn::Yes };
+    let checkpoint = item.checkpoint_id.clone();
+    let request = RestoreRequest { checkpoint, question, power_on: PowerOn::Yes, plan };
     Ok(harness.app.restore(&context, request).await?.id)
 }
 

@@ -148,6 +148,7 @@ impl Stage {
             checkpoint: ids.checkpoint().id,
             question: question.clone(),
             power_on: PowerOn::No,
+            plan: None,
         };
         let admitted = service.app.restore(&context, request).await;
         let admission = admitted.as_ref().map(|_| ()).map_err(|error| error.code().as_str());
@@ -275,6 +276,7 @@ impl Stage {
             server_id: item.source.id.clone(),
             pairs: Vec::new(),
             power_on: PowerOn::No,
+            preconditions: Vec::new(),
             status: RestoreStatus::InProgress,
             reason: String::new(),
             created_at: facts::AT,
