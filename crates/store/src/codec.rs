@@ -39,13 +39,54 @@ pub(crate) struct ItemRow {
     finished_at: Option<i64>,
 }
 
-/// The columns of [`ItemRow`].
-pub(crate) const ITEM_COLUMNS: &str = "i.id, i.checkpoint_id, i.project_id, i.job_id, \
+/// A row of one of the three tables that an item consists of, in the columns of `items`: so
+/// that one statement loads all three at one moment.
+#[derive(FromRow)]
+pub(crate) struct PartRow {
+    part: i64,
+    #[sqlx(flatten)]
+    row: ItemRow,
+}
+
+/// What a [`PartRow`] is a row of.
+pub(crate) enum Part {
+    Item(ItemRow),
+    Volume(VolumeRow),
+    Tag(TagRow),
+}
+
+/// The columns of a [`PartRow`] of `items`, aliased `i`.
+pub(crate) const ITEM_PART: &str = "0 AS part, i.id, i.checkpoint_id, i.project_id, i.job_id, \
      i.server_id, i.name, i.status, i.method, i.progress, i.details, i.fault, i.snapshot_id, \
      i.tree_id, i.created_at, i.updated_at, i.protected_at, i.finished_at";
+/// The same of `volume_backups`, aliased `v`; its position is where others are created.
+pub(crate) const VOLUME_PART: &str = "1, v.id, v.item_id, '', '', '', '', '', '', 0, v.details, \
+     v.stored, NULL, NULL, v.position, 0, NULL, NULL";
+/// The same of `item_tags`, aliased `t`.
+pub(crate) const TAG_PART: &str = "2, '', t.item_id, '', '', '', t.tag_key, '', '', 0, \
+     t.tag_value, NULL, NULL, NULL, t.position, 0, NULL, NULL";
+
+impl PartRow {
+    pub(crate) fn part(self) -> Part {
+        let row = self.row;
+        match self.part {
+            0 => Part::Item(row),
+            1 => Part::Volume(VolumeRow {
+                id: row.id,
+                item_id: row.checkpoint_id,
+                details: row.details,
+                stored: row.fault,
+            }),
+            _ => Part::Tag(TagRow {
+                item_id: row.checkpoint_id,
+                tag_key: row.name,
+                tag_value: row.details,
+            }),
+        }
+    }
+}
 
 /// A row of `volume_backups`.
-#[derive(FromRow)]
 pub(crate) struct VolumeRow {
     id: String,
     pub(crate) item_id: String,
@@ -54,7 +95,6 @@ pub(crate) struct VolumeRow {
 }
 
 /// A row of `item_tags`.
-#[derive(FromRow)]
 pub(crate) struct TagRow {
     pub(crate) item_id: String,
     tag_key: String,

@@ -9,8 +9,8 @@ use kedge_core::time::Timestamp;
 use sqlx::{QueryBuilder, Sqlite};
 
 use crate::codec::{
-    ITEM_COLUMNS, ItemRow, TagRow, VolumeRow, item_details, method_word, snapshot_of, to_json,
-    volume_details,
+    ITEM_PART, Part, PartRow, TAG_PART, VOLUME_PART, item_details, method_word, snapshot_of,
+    to_json, volume_details,
 };
 use crate::db::{Store, Tx};
 use crate::error::{Result, StoreError};
@@ -117,7 +117,7 @@ impl Store {
         if ids.len() > IDS_MAX {
             return Err(StoreError::TooMany { asked: ids.len(), most: IDS_MAX });
         }
-        self.read().await?.load(&Which::OfProject { project, ids }).await
+        self.read_one().await?.load(&Which::OfProject { project, ids }).await
     }
 
     /// The checkpoint with the items it still has; none when all of them are deleted.
@@ -163,7 +163,7 @@ impl Store {
         server: &ServerId,
     ) -> Result<Option<Item>> {
         let which = Which::Latest { project, server, most: 1 };
-        Ok(self.read().await?.load(&which).await?.pop())
+        Ok(self.read_one().await?.load(&which).await?.pop())
     }
 
     /// The server's latest backups that are available, newest first, at most so many: what
@@ -178,7 +178,7 @@ impl Store {
         most: u32,
     ) -> Result<Vec<Item>> {
         let which = Which::Latest { project, server, most };
-        let mut items = self.read().await?.load(&which).await?;
+        let mut items = self.read_one().await?.load(&which).await?;
         items.sort_by(|a, b| (b.protected_at, &b.id).cmp(&(a.protected_at, &a.id)));
         Ok(items)
     }
@@ -305,31 +305,23 @@ fn tombstone(row: (String, Option<String>, Option<String>, i64)) -> Option<Tombs
 }
 
 impl Tx<'_> {
-    /// Loads items by three statements, always all three, so that nothing tells whether
-    /// the first one found any.
+    /// Loads items by one statement, always the same whether it finds any, and so at one
+    /// moment.
     pub(crate) async fn load(&mut self, which: &Which<'_>) -> Result<Vec<Item>> {
-        let mut select = QueryBuilder::new(format!("SELECT {ITEM_COLUMNS} FROM items i WHERE "));
+        let mut select = QueryBuilder::new(format!("SELECT {ITEM_PART} FROM items i WHERE "));
         which.push_where(&mut select);
-        select.push(" ORDER BY i.created_at, i.id");
-        let rows: Vec<ItemRow> = self.built_as(&mut select).fetch_all(self.conn()).await?;
-
-        let mut select = QueryBuilder::new(
-            "SELECT v.id, v.item_id, v.details, v.stored \
-             FROM volume_backups v JOIN items i ON i.id = v.item_id WHERE ",
-        );
+        select.push(format!(
+            " UNION ALL SELECT {VOLUME_PART} \
+             FROM volume_backups v JOIN items i ON i.id = v.item_id WHERE "
+        ));
         which.push_where(&mut select);
-        select.push(" ORDER BY v.item_id, v.position");
-        let volumes: Vec<VolumeRow> = self.built_as(&mut select).fetch_all(self.conn()).await?;
-
-        let mut select = QueryBuilder::new(
-            "SELECT t.item_id, t.tag_key, t.tag_value \
-             FROM item_tags t JOIN items i ON i.id = t.item_id WHERE ",
-        );
+        select.push(format!(
+            " UNION ALL SELECT {TAG_PART} FROM item_tags t JOIN items i ON i.id = t.item_id WHERE "
+        ));
         which.push_where(&mut select);
-        select.push(" ORDER BY t.item_id, t.position");
-        let tags: Vec<TagRow> = self.built_as(&mut select).fetch_all(self.conn()).await?;
-
-        assemble(rows, volumes, &tags)
+        select.push(" ORDER BY part, created_at, id");
+        let rows: Vec<PartRow> = self.built_as(&mut select).fetch_all(self.conn()).await?;
+        assemble(rows)
     }
 
     /// The items with these ids, in this order.
@@ -496,18 +488,29 @@ pub(crate) fn push_ids<'i>(
     builder.push(")");
 }
 
-fn assemble(rows: Vec<ItemRow>, volumes: Vec<VolumeRow>, tags: &[TagRow]) -> Result<Vec<Item>> {
-    let mut items = rows.into_iter().map(ItemRow::decode).collect::<Result<Vec<_>>>()?;
-    let places: HashMap<String, usize> =
-        items.iter().enumerate().map(|(at, item)| (item.id.to_string(), at)).collect();
-    for row in volumes {
-        if let Some(item) = places.get(&row.item_id).and_then(|at| items.get_mut(*at)) {
-            item.volumes.push(row.decode()?);
-        }
-    }
-    for row in tags {
-        if let Some(item) = places.get(&row.item_id).and_then(|at| items.get_mut(*at)) {
-            item.tags.push(row.decode()?);
+/// Items come before what belongs to them.
+fn assemble(rows: Vec<PartRow>) -> Result<Vec<Item>> {
+    let mut items: Vec<Item> = Vec::new();
+    let mut places: HashMap<String, usize> = HashMap::new();
+    for row in rows {
+        match row.part() {
+            Part::Item(row) => {
+                let item = row.decode()?;
+                places.insert(item.id.to_string(), items.len());
+                items.push(item);
+            }
+            Part::Volume(row) => {
+                let place = places.get(&row.item_id);
+                if let Some(item) = place.and_then(|at| items.get_mut(*at)) {
+                    item.volumes.push(row.decode()?);
+                }
+            }
+            Part::Tag(row) => {
+                let place = places.get(&row.item_id);
+                if let Some(item) = place.and_then(|at| items.get_mut(*at)) {
+                    item.tags.push(row.decode()?);
+                }
+            }
         }
     }
     Ok(items)

@@ -115,7 +115,7 @@ async fn many_items_are_found_by_one_look_up_of_bounded_size() {
     let ids: Vec<ItemId> = [3, 9, 1].map(item_id).into();
     let before = store.statements();
     let found = store.find_items(&project(), &ids).await.unwrap();
-    assert_eq!(store.statements() - before, 3);
+    assert_eq!(store.statements() - before, 1);
     assert_eq!(found, [item(1), item(3)]);
 
     let many: Vec<ItemId> = (0..10_000).map(item_id).collect();
@@ -202,11 +202,11 @@ async fn foreign_and_absent_objects_run_the_same_statements() {
         assert_eq!(empty.items, []);
         runs.push(store.take_statements());
     }
-    assert!(runs[0].len() >= 14, "{:?}", runs[0]);
+    assert!(runs[0].len() >= 9, "{:?}", runs[0]);
     assert_eq!(runs[0], runs[1]);
     assert_eq!(runs[0], runs[2]);
 
     store.record_statements();
     assert!(store.find_item(&project(), &item_id(1)).await.unwrap().is_some());
-    assert_eq!(store.take_statements(), runs[0][..3], "what is found runs them too");
+    assert_eq!(store.take_statements(), runs[0][..1], "what is found runs it too");
 }
