@@ -20,6 +20,8 @@ pub struct Proof {
     pub item_id: ItemId,
     /// How far it is to go.
     pub kind: ProofKind,
+    /// Why it is made.
+    pub haste: Haste,
     /// Where it stands.
     pub status: ProofStatus,
     /// What came of it.
@@ -40,6 +42,15 @@ pub enum ProofKind {
     /// The same; then every disk is inspected, and the server is booted where that is
     /// configured.
     Drill,
+}
+
+/// Why a proof is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Haste {
+    /// Somebody asked for it, and waits.
+    Asked,
+    /// It is its turn, or evidence is demanded: it keeps to what reading back may take.
+    Due,
 }
 
 /// Where a proof stands.

@@ -35,6 +35,12 @@ impl Timestamp {
         Self(self.0.saturating_add(micros))
     }
 
+    /// This long before.
+    pub fn minus(self, span: Duration) -> Self {
+        let micros = i64::try_from(span.as_micros()).unwrap_or(i64::MAX);
+        Self(self.0.saturating_sub(micros))
+    }
+
     /// The span since an earlier moment; zero if that moment is later.
     pub fn since(self, earlier: Self) -> Duration {
         let micros = self.0.saturating_sub(earlier.0);

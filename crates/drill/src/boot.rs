@@ -28,9 +28,12 @@ use crate::stopwatch::Stopwatch;
 use crate::watched::Watched;
 use crate::{Accelerator, Options};
 
+/// Becomes what it is told to, which then is killed when the thread ends that started it.
+const ENDS_WITH_US: &str = "setpriv";
 /// Limits what it becomes: even root may not do so to a child of another user everywhere.
 const LIMITS: &str = "prlimit";
-/// More than a machine writes that comes up; less than fills a disk of ours.
+/// More than a machine writes that comes up; less than fills a disk of ours. All of its
+/// disks share it.
 const OVERLAY_BYTES_MAX: u64 = 8 << 30;
 /// Chunks of the console that wait to be judged.
 const CHUNKS_MAX: usize = 16;
@@ -151,8 +154,10 @@ impl Machine {
         room: &Path,
         sockets: &[&Path],
     ) -> Result<Self, StageError> {
-        let mut command = Command::new(LIMITS);
-        command.arg(format!("--fsize={OVERLAY_BYTES_MAX}")).args(["--core=0", "--"]).arg(qemu);
+        let mut command = Command::new(ENDS_WITH_US);
+        let each = OVERLAY_BYTES_MAX / u64::try_from(sockets.len().max(1)).unwrap_or(u64::MAX);
+        command.args(["--pdeathsig", "KILL", "--", LIMITS, "--core=0"]);
+        command.arg(format!("--fsize={each}")).arg("--").arg(qemu);
         command.args(arguments(options, sockets)).env_clear().env("TMPDIR", room);
         if let Some(path) = std::env::var_os("PATH") {
             command.env("PATH", path);
@@ -257,7 +262,8 @@ fn group(accelerator: Accelerator) -> u32 {
 fn arguments(options: &Options, sockets: &[&Path]) -> Vec<OsString> {
     let memory = options.memory_mib.to_string();
     let accelerator: &[&str] = match options.accelerator {
-        Accelerator::Tcg => &["-accel", "tcg"],
+        // Writes and runs code in two mappings: services may not have one for both.
+        Accelerator::Tcg => &["-accel", "tcg,split-wx=on"],
         Accelerator::Kvm => &["-accel", "kvm", "-cpu", "host"],
     };
     let fixed: [&[&str]; 4] = [

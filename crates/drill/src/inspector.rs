@@ -70,8 +70,8 @@ fn watch(
     }
 }
 
-/// A child that began and did not come back was undone by the disk; one that never began
-/// tells nothing of it.
+/// A child that did not come back was undone by the disk, or by a limit of ours: that says
+/// nothing of the backup.
 fn report(ended: Ended, process: &Process) -> Result<DiskReport, StageError> {
     match ended {
         Ended::Reported(report) => Ok(report),
@@ -85,8 +85,7 @@ fn report(ended: Ended, process: &Process) -> Result<DiskReport, StageError> {
             if requests == 0 {
                 return Err(StageError::new(format!("the inspector did not begin: {how}")));
             }
-            let problems = vec![format!("inspecting it failed: {how}")];
-            Ok(DiskReport { problems, ..DiskReport::default() })
+            Err(StageError::new(format!("the inspector died at work: {how}")))
         }
     }
 }

@@ -7,7 +7,9 @@ const TEXTS_MAX: usize = 20;
 /// A path may be eight times as long, but says no more.
 const TEXT_CHARS_MAX: usize = 500;
 /// More than every table that is read here can hold.
-const PARTITIONS_MAX: usize = 256;
+const PARTITIONS_MAX: usize = 128;
+/// Of all texts of a disk together: reports are kept, and many are shown at once.
+const REPORT_CHARS_MAX: usize = 16 << 10;
 const CONTENT_CHARS_MAX: usize = 32;
 const MORE: &str = "and more";
 
@@ -28,6 +30,16 @@ pub(crate) fn cap(report: &mut DiskReport) {
         partition.content = plain(&partition.content, CONTENT_CHARS_MAX);
         cap_list(&mut partition.problems);
     }
+    let mut left = REPORT_CHARS_MAX;
+    let lists = report.partitions.iter_mut().map(|partition| &mut partition.problems);
+    for list in std::iter::once(&mut report.problems).chain(lists) {
+        list.retain(|text| {
+            let chars = text.chars().count();
+            let fits = chars <= left;
+            left = left.saturating_sub(chars);
+            fits
+        });
+    }
 }
 
 fn cap_list(problems: &mut Vec<String>) {
@@ -45,7 +57,28 @@ pub(crate) fn plain(text: &str, chars_max: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use kedge_core::drill::{Depth, PartitionReport};
+
     use super::*;
+
+    #[test]
+    fn however_many_partitions_complain_a_report_stays_small() {
+        let partition = |number| PartitionReport {
+            number,
+            offset_bytes: 0,
+            size_bytes: 1,
+            content: "ext4".to_owned(),
+            depth: Depth::Walked,
+            files: 1,
+            problems: vec!["\u{1f980}".repeat(500); 20],
+        };
+        let partitions = (0..300).map(partition).collect();
+        let mut report = DiskReport { partitions, ..DiskReport::default() };
+        cap(&mut report);
+        let chars: usize = report.problems().map(|text| text.chars().count()).sum();
+        assert!(chars < 2 * REPORT_CHARS_MAX, "{chars}");
+        assert!(report.problems().next().is_some());
+    }
 
     #[test]
     fn a_list_ends_with_and_more() {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kedge_core::drill::Stage;
-use kedge_core::ids::JobId;
+use kedge_core::ids::{JobId, ProjectId};
 use kedge_core::ports::{Clock, Cloud, IdSource};
 use kedge_engine::layer::{Bucket, Pace};
 use kedge_store::Store;
@@ -52,6 +52,8 @@ pub(crate) struct Parts {
     pub(crate) stage: Option<Arc<dyn Stage>>,
     /// Rung when a proof was enqueued.
     pub(crate) proof_bell: Notify,
+    /// Whose backup was proved last.
+    pub(crate) last_proved: Mutex<Option<ProjectId>>,
     /// On the monotonic clock: until when scheduled drills rest.
     pub(crate) rest_until: Mutex<Duration>,
 }
@@ -133,6 +135,7 @@ impl App {
                 work_bell: Notify::new(),
                 stage: wiring.stage,
                 proof_bell: Notify::new(),
+                last_proved: Mutex::default(),
                 rest_until: Mutex::default(),
             }),
         }

@@ -1,15 +1,19 @@
 //! The two checks: gather, plan, answer. They start nothing and change nothing.
 
+use std::time::Duration;
+
 use kedge_core::evidence::{Demand, Grade};
-use kedge_core::proof::ProofKind;
+use kedge_core::ids::{ItemId, ProjectId};
+use kedge_core::proof::{Haste, ProofKind};
 use kedge_core::protect;
 use kedge_core::refusal::Refusal;
 use kedge_core::restore;
+use kedge_store::StoreError;
 
 use crate::app::{App, Parts};
 use crate::context::Context;
 use crate::error::Error;
-use crate::facts::Asker;
+use crate::facts::{Asker, distinct};
 
 impl App {
     /// Can these servers be backed up? One answer per question, in their order.
@@ -76,15 +80,36 @@ impl Parts {
         context: &Context,
         answers: &[Result<Plan, Refusal>],
     ) {
-        for answer in answers {
-            let Err(Refusal::EvidenceTooWeak { item, demand, .. }) = answer else { continue };
-            let kind = proof_for(demand);
-            if let Err(error) = self.enqueue_proof(context.project(), item, kind).await {
-                tracing::warn!(item.id = %item, "backup {item} is not put into the queue: {error}");
-            }
+        let Some(demand) = context.demand else { return };
+        let lacking = answers.iter().filter_map(|answer| match answer {
+            Err(Refusal::EvidenceTooWeak { item, .. }) => Some(item),
+            _ => None,
+        });
+        let items = distinct(lacking);
+        if items.is_empty() {
+            return;
+        }
+        if let Err(error) = self.enqueue_due(context.project(), items, proof_for(&demand)).await {
+            tracing::warn!("backups are not put into the queue: {error}");
         }
     }
+
+    /// Not those that this was tried on lately: what came of it will not be another so soon.
+    async fn enqueue_due(
+        &self,
+        project: &ProjectId,
+        mut items: Vec<ItemId>,
+        kind: ProofKind,
+    ) -> Result<(), StoreError> {
+        let lately = self.clock.now().minus(TRIED_LATELY);
+        let tried = self.store.proved_since(&items, kind, lately).await?;
+        items.retain(|item| !tried.contains(item));
+        self.enqueue_proofs(project, &items, kind, Haste::Due).await.map(drop)
+    }
 }
+
+/// So soon a proof is not tried again because its evidence is lacking still.
+const TRIED_LATELY: Duration = Duration::from_secs(60 * 60);
 
 /// How far a proof must go to meet a demand.
 pub(crate) fn proof_for(demand: &Demand) -> ProofKind {

@@ -110,12 +110,27 @@ impl Parts {
         let Some(id) = named else { return Ok(Vec::new()) };
         let plan = self.store.find_plan(context.project(), id).await?;
         let plan = plan.ok_or(Error::PlanNotFound)?;
-        if plan.question != *question {
+        if !is_same(&plan.question, question) {
             let expected = "the plan of this very backup, target and mapping";
             return Err(Error::bad("restore.parameters.plan_id", expected));
         }
         Ok(plan.preconditions)
     }
+}
+
+/// Whether two questions ask for the same; the order of a mapping means nothing.
+fn is_same(one: &Question, other: &Question) -> bool {
+    let sorted = |question: &Question| {
+        let pairs = question.mapping.pairs().iter();
+        let mut pairs: Vec<_> = pairs.map(|pair| (&pair.backup, &pair.volume)).collect();
+        pairs.sort();
+        pairs.iter().map(|(backup, volume)| (backup.to_string(), volume.to_string())).collect()
+    };
+    let (mine, theirs): (Vec<(String, String)>, Vec<(String, String)>) =
+        (sorted(one), sorted(other));
+    (&one.item, &one.server, &one.resource_type)
+        == (&other.item, &other.server, &other.resource_type)
+        && mine == theirs
 }
 
 /// Fails, with the exact difference, if anything is not as it was.

@@ -6,20 +6,19 @@
 //! again.
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use kedge_core::checkpoint::Item;
-use kedge_core::drill::{Boot, StageError};
+use kedge_core::drill::{Boot, StageError, TableKind};
 use kedge_core::ids::{ItemId, ProjectId, ProofId};
 use kedge_core::ports::DiskReader;
-use kedge_core::proof::{DiskProof, Outcome, Proof, ProofKind, ProofStatus, ProofVerdict};
+use kedge_core::proof::{DiskProof, Haste, Outcome, Proof, ProofKind, ProofStatus, ProofVerdict};
 use kedge_core::refusal::Refusal;
 use kedge_core::resource::VolumeRole;
-use kedge_core::time::Timestamp;
 use kedge_engine::layer::Bucket;
 use kedge_engine::{
-    CancelFlag, EngineError, OpenGate, Progress, ReadOptions, Sink, SinkError, SnapshotId,
+    CancelFlag, EngineError, NoProgress, OpenGate, ReadOptions, Sink, SinkError, SnapshotId,
     VolumeView,
 };
 use kedge_store::StoreError;
@@ -39,6 +38,9 @@ const PAUSE: Duration = Duration::from_secs(60);
 /// Chunks in flight: proving leaves the processors to others.
 const THREADS: NonZeroUsize = NonZeroUsize::MIN;
 
+/// So soon a drill that came to no end of its own is tried again.
+const TRIED_AGAIN: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// How far the part of a drill that takes the longest gets in a while, for estimates: what
 /// reading back may take, and what booting may.
 const BYTES_PER_SEC_UNLIMITED: u64 = 200 << 20;
@@ -57,7 +59,9 @@ impl App {
         if found.snapshot.is_none() {
             return Err(Refusal::ItemNotAvailable(found.status).into());
         }
-        Ok(parts.enqueue_proof(context.project(), item, kind).await?)
+        let items = std::slice::from_ref(item);
+        let proofs = parts.enqueue_proofs(context.project(), items, kind, Haste::Asked).await?;
+        proofs.into_iter().next().ok_or_else(|| Error::Internal("no proof".to_owned()))
     }
 
     /// Proofs of a backup, the latest first.
@@ -72,9 +76,6 @@ impl App {
 
     /// Proves what waits, and what it is the turn of, until `shutdown`.
     pub async fn run_proofs(&self, shutdown: CancellationToken) {
-        if let Err(error) = self.parts.store.requeue_proofs().await {
-            tracing::warn!("interrupted proofs stay where they are: {error}");
-        }
         loop {
             let cancel = CancelFlag::new();
             let proving = self.prove_next(&cancel);
@@ -98,7 +99,7 @@ impl App {
     async fn pause_after(&self, proved: Result<Option<Proof>, Error>) -> Duration {
         match proved {
             Ok(Some(_)) => Duration::ZERO,
-            Ok(None) => match self.parts.enqueue_due().await {
+            Ok(None) => match self.parts.enqueue_turn().await {
                 Ok(true) => Duration::ZERO,
                 Ok(false) => EVERY,
                 Err(error) => {
@@ -116,9 +117,11 @@ impl App {
     /// Proves the backup that has waited longest, if any does.
     pub async fn prove_next(&self, cancel: &CancelFlag) -> Result<Option<Proof>, Error> {
         let parts = &self.parts;
-        let Some(proof) = parts.store.begin_proof(parts.clock.now()).await? else {
-            return Ok(None);
-        };
+        let last = parts.last_proved.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let begun = parts.store.begin_proof(last.as_ref(), parts.clock.now()).await?;
+        let Some(proof) = begun else { return Ok(None) };
+        *parts.last_proved.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(proof.project_id.clone());
         let began = parts.clock.monotonic();
         let outcome = parts.prove(&proof, cancel).await;
         if cancel.is_cancelled() {
@@ -129,8 +132,7 @@ impl App {
         let proof = Proof { status, outcome, finished_at, ..proof };
         tell(&proof);
         parts.store.finish_proof(&proof).await?;
-        *parts.rest_until.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-            parts.rest_after(began);
+        *parts.rest_until.lock().unwrap_or_else(PoisonError::into_inner) = parts.rest_after(began);
         Ok(Some(proof))
     }
 }
@@ -152,7 +154,13 @@ fn tell(proof: &Proof) {
 /// Why a proof went no further.
 enum End {
     Failed(String),
-    Undecided(String),
+    /// What the caller may hear; the rest was logged.
+    Undecided(&'static str),
+}
+
+fn undecided(what: &'static str, why: impl std::fmt::Display) -> End {
+    tracing::warn!("a proof cannot be told: {what}: {why}");
+    End::Undecided(what)
 }
 
 impl From<RepositoryError> for End {
@@ -164,60 +172,64 @@ impl From<RepositoryError> for End {
                 | EngineError::SnapshotNotFound(_)
                 | EngineError::EntryNotFound { .. },
             ) => Self::Failed(error.to_string()),
-            _ => Self::Undecided(error.to_string()),
+            _ => undecided("the repository could not be read", error),
         }
     }
 }
 
 impl From<StageError> for End {
     fn from(error: StageError) -> Self {
-        Self::Undecided(error.text)
+        undecided("what backups are tried out with does not work", error)
     }
 }
 
 impl From<StoreError> for End {
     fn from(error: StoreError) -> Self {
-        Self::Undecided(error.to_string())
+        undecided("the catalogue did not answer", error)
     }
 }
 
 impl Parts {
-    pub(crate) async fn enqueue_proof(
+    pub(crate) async fn enqueue_proofs(
         &self,
         project: &ProjectId,
-        item: &ItemId,
+        items: &[ItemId],
         kind: ProofKind,
-    ) -> Result<Proof, StoreError> {
-        let proof = Proof {
+        haste: Haste,
+    ) -> Result<Vec<Proof>, StoreError> {
+        let proof = |item: &ItemId| Proof {
             id: ProofId::from(self.ids.next_uuid()),
             project_id: project.clone(),
             item_id: item.clone(),
             kind,
+            haste,
             status: ProofStatus::Queued,
             outcome: None,
             created_at: self.clock.now(),
             started_at: None,
             finished_at: None,
         };
-        let proof = self.store.enqueue_proof(&proof).await?;
+        let proofs: Vec<Proof> = items.iter().map(proof).collect();
+        let waiting = self.store.enqueue_proofs(&proofs).await?;
         self.proof_bell.notify_one();
-        Ok(proof)
+        Ok(waiting)
     }
 
     /// Puts the backup into the queue whose turn it is to be drilled; false if none is, or
     /// if drills have had their share of the time.
-    async fn enqueue_due(&self) -> Result<bool, StoreError> {
+    async fn enqueue_turn(&self) -> Result<bool, StoreError> {
         let Some(every) = self.settings.drill.every else { return Ok(false) };
-        let rest_until = *self.rest_until.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let rest_until = *self.rest_until.lock().unwrap_or_else(PoisonError::into_inner);
         if self.stage.is_none() || self.clock.monotonic() < rest_until {
             return Ok(false);
         }
-        let since = i64::try_from(every.as_micros()).unwrap_or(i64::MAX);
-        let since = Timestamp::from_micros(self.clock.now().as_micros().saturating_sub(since));
-        let Some((project, item)) = self.store.find_undrilled(since).await? else {
+        let now = self.clock.now();
+        let (since, tried_since) = (now.minus(every), now.minus(TRIED_AGAIN.min(every)));
+        let Some((project, item)) = self.store.find_undrilled(since, tried_since).await? else {
             return Ok(false);
         };
-        self.enqueue_proof(&project, &item, ProofKind::Drill).await?;
+        let items = std::slice::from_ref(&item);
+        self.enqueue_proofs(&project, items, ProofKind::Drill, Haste::Due).await?;
         Ok(true)
     }
 
@@ -234,7 +246,7 @@ impl Parts {
         let (verdict, reason) = match self.try_prove(proof, cancel, &mut disks, &mut boot).await {
             Ok(()) => (ProofVerdict::Passed, String::new()),
             Err(End::Failed(reason)) => (ProofVerdict::Failed, reason),
-            Err(End::Undecided(reason)) => (ProofVerdict::Undecided, reason),
+            Err(End::Undecided(reason)) => (ProofVerdict::Undecided, reason.to_owned()),
         };
         Outcome { verdict, reason, disks, boot }
     }
@@ -248,12 +260,19 @@ impl Parts {
     ) -> Result<(), End> {
         let project = &proof.project_id;
         let item = self.store.find_item(project, &proof.item_id).await?;
-        let gone = || End::Undecided("the backup was deleted".to_owned());
+        let gone = || End::Undecided("the backup was deleted");
         let item = item.ok_or_else(gone)?;
         let repository = self.repositories.get(project).await?;
-        let volumes = open(&repository, &item).await?;
+        let volumes = match open(&repository, &item).await {
+            Err(Opening::Engine(error)) => {
+                self.record_suspect(&repository, error, cancel).await?;
+                return Err(gone());
+            }
+            Err(Opening::End(end)) => return Err(end),
+            Ok(volumes) => volumes,
+        };
         for (backup, volume) in item.volumes.iter().zip(&volumes) {
-            let read_bytes = self.read(&repository, volume, cancel).await?;
+            let read_bytes = self.read(&repository, volume, proof.haste, cancel).await?;
             disks.push(DiskProof { backup: backup.id.clone(), read_bytes, report: None });
         }
         if proof.kind == ProofKind::Read {
@@ -261,7 +280,7 @@ impl Parts {
         }
         let readers = open_disks(&repository, &volumes).await?;
         let stage = self.stage.as_ref();
-        let stage = stage.ok_or_else(|| End::Undecided("there is no stage".to_owned()))?;
+        let stage = stage.ok_or(End::Undecided("there is nothing to try it out with"))?;
         let mut problems = Vec::new();
         for (disk, reader) in disks.iter_mut().zip(&readers) {
             let report = stage.inspect(Arc::clone(reader)).await?;
@@ -278,6 +297,9 @@ impl Parts {
             let booted = stage.boot(system_first(&item, readers)).await?;
             let why = match &booted {
                 Boot::Booted { .. } => None,
+                Boot::Failed { .. } if may_need_uefi(&item, disks) => Some(End::Undecided(
+                    "it does not boot by a BIOS, and may need UEFI, which drills do not have",
+                )),
                 Boot::Failed { why, .. } => Some(End::Failed(format!("it does not boot: {why}"))),
             };
             *boot = Some(booted);
@@ -291,14 +313,15 @@ impl Parts {
         &self,
         repository: &SharedRepository,
         volume: &Arc<VolumeView>,
+        haste: Haste,
         cancel: &CancelFlag,
     ) -> Result<u64, RepositoryError> {
         let options = ReadOptions { threads: THREADS, cancel: cancel.clone() };
         let (shared, volume) = (Arc::clone(repository), Arc::clone(volume));
-        let progress = Paced(Arc::clone(&self.verify_bucket));
+        let nowhere = Nowhere((haste == Haste::Due).then(|| Arc::clone(&self.verify_bucket)));
         let read = blocking(move || {
             shared.require_known_blobs(&volume)?;
-            shared.restore_volume(&volume, &Nowhere, &OpenGate, &options, &progress)
+            shared.restore_volume(&volume, &nowhere, &OpenGate, &options, &NoProgress)
         })
         .await;
         match read {
@@ -344,9 +367,15 @@ impl Parts {
     }
 }
 
+/// Why the volumes of a backup could not be opened.
+enum Opening {
+    Engine(EngineError),
+    End(End),
+}
+
 /// The volumes of a backup, in its order.
-async fn open(repository: &SharedRepository, item: &Item) -> Result<Vec<Arc<VolumeView>>, End> {
-    let bad = || End::Failed("the record names no snapshot of a repository".to_owned());
+async fn open(repository: &SharedRepository, item: &Item) -> Result<Vec<Arc<VolumeView>>, Opening> {
+    let bad = || Opening::End(End::Failed("the record names no snapshot".to_owned()));
     let snapshot = item.snapshot.as_ref().ok_or_else(bad)?;
     let id: SnapshotId = snapshot.snapshot.parse().map_err(|_| bad())?;
     let folder = |volume: &kedge_core::checkpoint::VolumeBackup| {
@@ -360,15 +389,24 @@ async fn open(repository: &SharedRepository, item: &Item) -> Result<Vec<Arc<Volu
         let open = |(folder, size_bytes): (String, u64)| {
             let volume = view.volume(&folder)?;
             if volume.size_bytes() != size_bytes {
-                let (object, what) =
-                    (format!("snapshot {id}"), format!("{folder} has not the size of its disk"));
-                return Err(EngineError::Damaged { object, what });
+                let what = format!("{folder} has not the size of its disk");
+                return Err(EngineError::Damaged { object: format!("snapshot {id}"), what });
             }
             Ok(Arc::new(volume))
         };
         folders.into_iter().map(open).collect()
     });
-    Ok(opened.await?)
+    opened.await.map_err(|error| match error {
+        RepositoryError::Engine(error) => Opening::Engine(error),
+        other => Opening::End(other.into()),
+    })
+}
+
+/// A disk with a GUID partition table may have been made for UEFI.
+fn may_need_uefi(item: &Item, disks: &[DiskProof]) -> bool {
+    let systems = item.volumes.iter().zip(disks).filter(|(b, _)| b.role == VolumeRole::System);
+    let mut reports = systems.filter_map(|(_, disk)| disk.report.as_ref());
+    reports.any(|report| report.table == TableKind::Gpt)
 }
 
 async fn open_disks(
@@ -393,24 +431,18 @@ fn system_first(item: &Item, readers: Vec<Arc<dyn DiskReader>>) -> Vec<Arc<dyn D
     disks.into_iter().map(|(_, reader)| reader).collect()
 }
 
-/// Where what is only read goes.
-struct Nowhere;
+/// Where what is only read goes, and what pays for it.
+struct Nowhere(Option<Arc<Bucket>>);
 
 impl Sink for Nowhere {
-    fn write_at(&self, _: u64, _: &[u8]) -> Result<(), SinkError> {
+    fn write_at(&self, _: u64, bytes: &[u8]) -> Result<(), SinkError> {
+        if let Some(bucket) = &self.0 {
+            bucket.take(bytes.len() as u64);
+        }
         Ok(())
     }
 
     fn write_zeroes(&self, _: u64, _: u64) -> Result<(), SinkError> {
         Ok(())
-    }
-}
-
-/// Spends what it hears of.
-struct Paced(Arc<Bucket>);
-
-impl Progress for Paced {
-    fn advance(&self, bytes: u64) {
-        self.0.take(bytes);
     }
 }

@@ -1,5 +1,5 @@
--- Readings back and drills of single backups. `read_ok` and `drill` repeat what of `outcome`
--- evidence is made of.
+-- Readings back and drills of single backups. `read_ok` (1 read, -1 not readable, 0 not
+-- known) and `drill` repeat what of `outcome` evidence is made of. `paced` is 0 where somebody waits.
 CREATE TABLE proofs (
     id TEXT NOT NULL PRIMARY KEY,
     project_id TEXT NOT NULL,
@@ -7,6 +7,7 @@ CREATE TABLE proofs (
     kind TEXT NOT NULL,
     status TEXT NOT NULL,
     outcome TEXT,
+    paced BIGINT NOT NULL,
     read_ok BIGINT NOT NULL,
     drill TEXT,
     created_at BIGINT NOT NULL,

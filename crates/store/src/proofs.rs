@@ -1,10 +1,11 @@
 //! Readings back and drills of single backups.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use kedge_core::ids::{ItemId, ProjectId, ProofId};
-use kedge_core::proof::ProofVerdict;
-use kedge_core::proof::{DrillOutcome, Drilled, Outcome, Proof, ProofKind, ProofStatus, Proven};
+use kedge_core::proof::{
+    DrillOutcome, Drilled, Haste, Outcome, Proof, ProofKind, ProofStatus, ProofVerdict, Proven,
+};
 use kedge_core::time::Timestamp;
 use sqlx::{FromRow, QueryBuilder};
 
@@ -26,6 +27,7 @@ struct Row {
     kind: String,
     status: String,
     outcome: Option<String>,
+    paced: i64,
     created_at: i64,
     started_at: Option<i64>,
     finished_at: Option<i64>,
@@ -39,6 +41,7 @@ impl Row {
             kind: ProofKind::from_word(&self.kind).ok_or_else(|| damaged("kind"))?,
             status: ProofStatus::from_word(&self.status).ok_or_else(|| damaged("status"))?,
             outcome: outcome.transpose()?,
+            haste: if self.paced == 0 { Haste::Asked } else { Haste::Due },
             id: ProofId::asked(&self.id),
             project_id: ProjectId::new(self.project_id),
             item_id: ItemId::asked(&self.item_id),
@@ -50,53 +53,41 @@ impl Row {
 }
 
 impl Store {
-    /// Puts a proof into the queue; or gives the one that waits for, or works on, the same
-    /// backup and goes as far.
+    /// Puts proofs into the queue, of each backup one; or gives the one that waits for, or
+    /// works on, the same backup and goes as far.
     ///
     /// # Errors
-    /// [`StoreError::TooMany`] when too many of the project wait.
-    pub async fn enqueue_proof(&self, proof: &Proof) -> Result<Proof> {
+    /// [`StoreError::TooMany`] when too many of a project wait; none is added then.
+    pub async fn enqueue_proofs(&self, proofs: &[Proof]) -> Result<Vec<Proof>> {
         let mut tx = self.write().await?;
-        let waiting: Vec<Row> = tx
-            .query_as(
-                "SELECT id, project_id, item_id, kind, status, outcome, created_at, started_at, \
-                 finished_at FROM proofs WHERE status <> 'done' AND item_id = $1 \
-                 ORDER BY created_at, id",
-            )
-            .bind(proof.item_id.as_str().to_owned())
-            .fetch_all(tx.conn())
-            .await?;
-        for row in waiting {
-            let known = row.decode()?;
-            if known.kind == proof.kind || known.kind == ProofKind::Drill {
-                return Ok(known);
-            }
+        let mut waiting = Vec::with_capacity(proofs.len());
+        for proof in proofs {
+            waiting.push(tx.enqueue_proof(proof).await?);
         }
-        let (count,): (i64,) = tx
-            .query_as("SELECT COUNT(*) FROM proofs WHERE status <> 'done' AND project_id = $1")
-            .bind(proof.project_id.as_str().to_owned())
-            .fetch_one(tx.conn())
-            .await?;
-        if count >= WAITING_MAX {
-            let most = usize::try_from(WAITING_MAX).unwrap_or(0);
-            return Err(StoreError::TooMany { asked: most + 1, most });
-        }
-        tx.insert_proof(proof).await?;
         tx.commit().await?;
-        Ok(proof.clone())
+        Ok(waiting)
     }
 
-    /// Takes the proof that has waited longest, of the items that are still there.
+    /// Takes a proof that waits, or that was begun and never ended: whoever asks is the only
+    /// one who proves. Readings come before drills, other projects before the one that had
+    /// its turn last, and else what has waited longest.
     ///
     /// # Errors
     /// The catalogue does not answer.
-    pub async fn begin_proof(&self, now: Timestamp) -> Result<Option<Proof>> {
+    pub async fn begin_proof(
+        &self,
+        last: Option<&ProjectId>,
+        now: Timestamp,
+    ) -> Result<Option<Proof>> {
         let mut tx = self.write().await?;
         let row: Option<Row> = tx
             .query_as(
-                "SELECT id, project_id, item_id, kind, status, outcome, created_at, started_at, \
-                 finished_at FROM proofs WHERE status = 'queued' ORDER BY created_at, id LIMIT 1",
+                "SELECT id, project_id, item_id, kind, status, outcome, paced, created_at, started_at, \
+                 finished_at FROM proofs WHERE status <> 'done' ORDER BY \
+                 CASE WHEN kind = 'read' THEN 0 ELSE 1 END, \
+                 CASE WHEN project_id = $1 THEN 1 ELSE 0 END, created_at, id LIMIT 1",
             )
+            .bind(last.map_or("", ProjectId::as_str).to_owned())
             .fetch_optional(tx.conn())
             .await?;
         let Some(row) = row else { return Ok(None) };
@@ -108,20 +99,6 @@ impl Store {
             .await?;
         tx.commit().await?;
         Ok(Some(proof))
-    }
-
-    /// What a process that died was working on waits again.
-    ///
-    /// # Errors
-    /// The catalogue does not answer.
-    pub async fn requeue_proofs(&self) -> Result<u64> {
-        let mut tx = self.write().await?;
-        let done = tx
-            .query("UPDATE proofs SET status = 'queued' WHERE status = 'running'")
-            .execute(tx.conn())
-            .await?;
-        tx.commit().await?;
-        Ok(done.rows_affected())
     }
 
     /// Records what came of a proof, and forgets the oldest of the same backup.
@@ -137,7 +114,7 @@ impl Store {
         )
         .bind(proof.id.as_str().to_owned())
         .bind(outcome.map(to_json).transpose()?)
-        .bind(i64::from(outcome.is_some_and(was_read)))
+        .bind(outcome.map_or(0, read_word))
         .bind(proof.drill_outcome().map(DrillOutcome::as_str))
         .bind(proof.finished_at.map(Timestamp::as_micros))
         .execute(tx.conn())
@@ -145,7 +122,11 @@ impl Store {
         tx.query(
             "DELETE FROM proofs WHERE item_id = $1 AND status = 'done' AND id NOT IN (\
              SELECT p.id FROM proofs p WHERE p.item_id = $1 AND p.status = 'done' \
-             ORDER BY p.created_at DESC, p.id DESC LIMIT $2)",
+             ORDER BY p.created_at DESC, p.id DESC LIMIT $2) AND id NOT IN (\
+             SELECT p.id FROM proofs p WHERE p.item_id = $1 AND p.drill IS NOT NULL \
+             ORDER BY p.started_at DESC, p.id DESC LIMIT 1) AND id NOT IN (\
+             SELECT p.id FROM proofs p WHERE p.item_id = $1 AND p.read_ok <> 0 \
+             ORDER BY p.started_at DESC, p.id DESC LIMIT 1)",
         )
         .bind(proof.item_id.as_str().to_owned())
         .bind(KEPT)
@@ -162,7 +143,7 @@ impl Store {
         let mut tx = self.read_one().await?;
         let rows: Vec<Row> = tx
             .query_as(
-                "SELECT id, project_id, item_id, kind, status, outcome, created_at, started_at, \
+                "SELECT id, project_id, item_id, kind, status, outcome, paced, created_at, started_at, \
                  finished_at FROM proofs WHERE item_id = $1 AND project_id = $2 \
                  ORDER BY created_at DESC, id DESC",
             )
@@ -171,6 +152,30 @@ impl Store {
             .fetch_all(tx.conn())
             .await?;
         rows.into_iter().map(Row::decode).collect()
+    }
+
+    /// Those of the items that a proof of at least this kind was tried on since a moment.
+    ///
+    /// # Errors
+    /// The catalogue does not answer, or too many ids are asked for.
+    pub async fn proved_since(
+        &self,
+        ids: &[ItemId],
+        kind: ProofKind,
+        since: Timestamp,
+    ) -> Result<HashSet<ItemId>> {
+        if ids.len() > IDS_MAX {
+            return Err(StoreError::TooMany { asked: ids.len(), most: IDS_MAX });
+        }
+        let mut select = QueryBuilder::new("SELECT p.item_id FROM proofs p WHERE p.started_at > ");
+        select.push_bind(since.as_micros());
+        if kind == ProofKind::Drill {
+            select.push(" AND p.kind = 'drill'");
+        }
+        push_ids(&mut select, "p.item_id", ids.iter().map(ItemId::as_str));
+        let mut tx = self.read_one().await?;
+        let rows: Vec<(String,)> = tx.built_as(&mut select).fetch_all(tx.conn()).await?;
+        Ok(rows.into_iter().map(|(item,)| ItemId::asked(&item)).collect())
     }
 
     /// What proofs say of these items of the project; nothing of those without any.
@@ -199,8 +204,11 @@ impl Store {
         for (item, read_ok, drill, started_at) in rows {
             let Some(at) = started_at.map(Timestamp::from_micros) else { continue };
             let known = proven.entry(ItemId::asked(&item)).or_default();
-            if read_ok != 0 {
-                known.read_at = Some(at);
+            match read_ok {
+                1 => known.read_at = Some(at),
+                // What was read once cannot be read any more.
+                -1 => known.read_at = None,
+                _ => {}
             }
             if let Some(outcome) = drill.as_deref().and_then(DrillOutcome::from_word) {
                 known.drilled = Some(Drilled { at, outcome });
@@ -210,18 +218,24 @@ impl Store {
     }
 
     /// The backup whose drill is the most wanted: the latest of a server of which no backup
-    /// was drilled since a moment, servers that never were before others.
+    /// was drilled since a moment, servers that never were before others. A drill that came to
+    /// no end of its own counts for less long.
     ///
     /// # Errors
     /// The catalogue does not answer.
-    pub async fn find_undrilled(&self, since: Timestamp) -> Result<Option<(ProjectId, ItemId)>> {
+    pub async fn find_undrilled(
+        &self,
+        since: Timestamp,
+        tried_since: Timestamp,
+    ) -> Result<Option<(ProjectId, ItemId)>> {
         let mut tx = self.read_one().await?;
         let row: Option<(String, String)> = tx
             .query_as(
                 "SELECT s.project_id, s.id FROM (SELECT i.project_id, i.id, i.protected_at, (\
                  SELECT MAX(p.created_at) FROM proofs p JOIN items d ON d.id = p.item_id \
                  WHERE d.server_id = i.server_id AND d.project_id = i.project_id \
-                 AND p.kind = 'drill') AS drilled_at \
+                 AND p.kind = 'drill' AND (p.drill IS NOT NULL OR p.created_at > $2)) \
+                 AS drilled_at \
                  FROM items i WHERE i.status = 'available' AND NOT EXISTS (\
                  SELECT 1 FROM items n WHERE n.server_id = i.server_id \
                  AND n.project_id = i.project_id AND n.status = 'available' \
@@ -231,33 +245,66 @@ impl Store {
                  LIMIT 1",
             )
             .bind(since.as_micros())
+            .bind(tried_since.as_micros())
             .fetch_optional(tx.conn())
             .await?;
         Ok(row.map(|(project, item)| (ProjectId::new(project), ItemId::asked(&item))))
     }
 }
 
-fn was_read(outcome: &Outcome) -> bool {
+/// What a proof says of the bytes: 1 that all were read, -1 that they cannot be, 0 nothing.
+fn read_word(outcome: &Outcome) -> i64 {
+    // A drill reads everything before it does anything else.
+    let is_read = !outcome.disks.is_empty() && outcome.disks.iter().all(|d| d.report.is_some());
     match outcome.verdict {
-        ProofVerdict::Passed => true,
-        // A drill reads everything before it does anything else.
-        ProofVerdict::Failed | ProofVerdict::Undecided => {
-            !outcome.disks.is_empty() && outcome.disks.iter().all(|disk| disk.report.is_some())
-        }
+        ProofVerdict::Passed => 1,
+        ProofVerdict::Failed | ProofVerdict::Undecided if is_read => 1,
+        ProofVerdict::Failed => -1,
+        ProofVerdict::Undecided => 0,
     }
 }
 
 impl Tx<'_> {
+    async fn enqueue_proof(&mut self, proof: &Proof) -> Result<Proof> {
+        let rows: Vec<Row> = self
+            .query_as(
+                "SELECT id, project_id, item_id, kind, status, outcome, paced, created_at, started_at, \
+                 finished_at FROM proofs WHERE status <> 'done' AND item_id = $1 \
+                 ORDER BY created_at, id",
+            )
+            .bind(proof.item_id.as_str().to_owned())
+            .fetch_all(self.conn())
+            .await?;
+        for row in rows {
+            let known = row.decode()?;
+            if known.kind == proof.kind || known.kind == ProofKind::Drill {
+                return Ok(known);
+            }
+        }
+        let (count,): (i64,) = self
+            .query_as("SELECT COUNT(*) FROM proofs WHERE status <> 'done' AND project_id = $1")
+            .bind(proof.project_id.as_str().to_owned())
+            .fetch_one(self.conn())
+            .await?;
+        if count >= WAITING_MAX {
+            let most = usize::try_from(WAITING_MAX).unwrap_or(0);
+            return Err(StoreError::TooMany { asked: most + 1, most });
+        }
+        self.insert_proof(proof).await?;
+        Ok(proof.clone())
+    }
+
     async fn insert_proof(&mut self, proof: &Proof) -> Result<()> {
         self.query(
-            "INSERT INTO proofs (id, project_id, item_id, kind, status, read_ok, created_at) \
-             VALUES ($1, $2, $3, $4, $5, 0, $6)",
+            "INSERT INTO proofs (id, project_id, item_id, kind, status, paced, read_ok, \
+             created_at) VALUES ($1, $2, $3, $4, $5, $6, 0, $7)",
         )
         .bind(proof.id.as_str().to_owned())
         .bind(proof.project_id.as_str().to_owned())
         .bind(proof.item_id.as_str().to_owned())
         .bind(proof.kind.as_str())
         .bind(proof.status.as_str())
+        .bind(i64::from(proof.haste == Haste::Due))
         .bind(proof.created_at.as_micros())
         .execute(self.conn())
         .await?;

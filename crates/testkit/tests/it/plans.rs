@@ -51,6 +51,11 @@ async fn a_restore_that_names_its_plan_is_that_restore_or_none() {
     let text = format!("status of server ({}) was active, is shutoff", server.id);
     assert!(refused.to_string().contains(&text), "{refused}");
     harness.cloud.edit_server(&server.id, |it| it.status = ServerStatus::Active);
+    // The order of a mapping means nothing.
+    let mut pairs = question.mapping.pairs().to_vec();
+    pairs.reverse();
+    let mapping = kedge_core::restore::Mapping::new(pairs).unwrap();
+    let question = kedge_core::restore::Question { mapping, ..question };
     let restore = begin_planned(&harness, &item, question, Some(plan)).await.unwrap();
     harness.run_jobs_to_their_end().await;
     let status = find_restore(&harness, &restore).await.status;

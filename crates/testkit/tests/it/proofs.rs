@@ -13,7 +13,7 @@ use kedge_core::resource::Server;
 use kedge_engine::{Backend as _, CancelFlag, ObjectKind};
 use kedge_service::identity::UsersSource;
 use kedge_service::settings::{Drill, Settings};
-use kedge_testkit::{Harness, PASSWORD, PROJECT, Stage, users_text};
+use kedge_testkit::{Harness, OTHER_PROJECT, PASSWORD, PROJECT, Stage, users_text};
 
 use crate::support::*;
 
@@ -105,7 +105,7 @@ async fn a_stage_that_fails_says_nothing_of_the_backup() {
     let outcome = prove(&harness).await.outcome.unwrap();
     assert_eq!(
         (outcome.verdict, outcome.reason.as_str()),
-        (ProofVerdict::Undecided, "out of memory")
+        (ProofVerdict::Undecided, "what backups are tried out with does not work")
     );
     assert_eq!(grade(&harness, &saved, &server).await, (Grade::Recorded, None));
     // The inspection finds something: that is the backup's own.
@@ -145,9 +145,7 @@ async fn a_proof_that_was_interrupted_is_begun_again() {
     let cancelled = CancelFlag::new();
     cancelled.cancel();
     assert!(harness.app.prove_next(&cancelled).await.unwrap().is_none());
-    assert!(harness.app.prove_next(&CancelFlag::new()).await.unwrap().is_none(), "it is taken");
     let harness = harness.restarted().await;
-    assert_eq!(harness.store.requeue_proofs().await.unwrap(), 1);
     let proof = prove(&harness).await;
     assert_eq!((proof.id, proof.status), (asked.id, ProofStatus::Done));
 }
@@ -158,9 +156,9 @@ async fn what_was_deleted_is_not_proved_and_strangers_learn_nothing() {
     let server = harness.add_server(&[&disk(1, MIB)]);
     let saved = back_up(&harness, &server).await;
     ask(&harness, &saved, ProofKind::Read).await;
-    let token = harness.token(kedge_testkit::STRANGER, kedge_testkit::OTHER_PROJECT).await;
+    let token = harness.token(kedge_testkit::STRANGER, OTHER_PROJECT).await;
     let right = kedge_service::context::Right::Write;
-    let other = kedge_testkit::OTHER_PROJECT;
+    let other = OTHER_PROJECT;
     let stranger = harness.app.authorise(Some(&token), other, right).await.unwrap();
     let foreign = harness.app.create_proof(&stranger, &saved.id, ProofKind::Read).await;
     assert_eq!(foreign.unwrap_err().code(), Code::ItemNotFound);
@@ -190,7 +188,7 @@ async fn servers_are_drilled_in_turn_and_the_latest_backup_stands_for_its_server
     };
     let project = ProjectId::new(PROJECT);
     for expected in [Some(&of_b), Some(&of_a), None] {
-        let found = harness.store.find_undrilled(due(7)).await.unwrap();
+        let found = harness.store.find_undrilled(due(7), due(1)).await.unwrap();
         assert_eq!(found, expected.map(|item| (project.clone(), item.id.clone())));
         if let Some(item) = expected {
             ask(&harness, item, ProofKind::Drill).await;
@@ -199,8 +197,72 @@ async fn servers_are_drilled_in_turn_and_the_latest_backup_stands_for_its_server
         }
     }
     harness.clock.advance(7 * DAY);
-    let found = harness.store.find_undrilled(due(7)).await.unwrap();
-    assert_eq!(found, Some((project, of_b.id)), "its drill is the oldest");
+    let found = harness.store.find_undrilled(due(7), due(1)).await.unwrap();
+    assert_eq!(found, Some((project.clone(), of_b.id.clone())), "its drill is the oldest");
+    // One that came to no end counts for a day.
+    harness.stage.will_report(Err(StageError::new("no memory")));
+    ask(&harness, &of_b, ProofKind::Drill).await;
+    prove(&harness).await;
+    let found = harness.store.find_undrilled(due(7), due(1)).await.unwrap();
+    assert_eq!(found, Some((project.clone(), of_a.id)));
+    let found = harness.store.find_undrilled(due(7), due(0)).await.unwrap();
+    assert_eq!(found, Some((project, of_b.id)));
+}
+
+/// A later reading counts, whichever way it went; and what is damaged is recorded wherever
+/// it was met.
+#[tokio::test]
+async fn a_reading_that_failed_ends_what_an_earlier_one_showed() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(1, MIB)]);
+    let saved = back_up(&harness, &server).await;
+    ask(&harness, &saved, ProofKind::Read).await;
+    prove(&harness).await;
+    assert_eq!(grade(&harness, &saved, &server).await.0, Grade::Read);
+    // Every pack, those with the lists included.
+    let store = harness.places.store_of(&ProjectId::new(PROJECT));
+    for pack in store.inner().list(ObjectKind::Pack).unwrap() {
+        store.inner().delete(&pack.name).unwrap();
+    }
+    let harness = harness.restarted().await;
+    harness.clock.advance(DAY);
+    ask(&harness, &saved, ProofKind::Read).await;
+    let outcome = prove(&harness).await.outcome.unwrap();
+    assert_eq!(outcome.verdict, ProofVerdict::Failed, "{outcome:?}");
+    assert_eq!(verdict(&harness, &saved, &server).await, Err(Code::DataDamaged));
+    assert_eq!(grade(&harness, &saved, &server).await.0, Grade::Recorded);
+}
+
+#[tokio::test]
+async fn readings_come_before_drills_and_no_project_has_two_turns_while_others_wait() {
+    let harness = Harness::new().await;
+    let mine = harness.add_server(&[&disk(1, MIB)]);
+    let mut items = Vec::new();
+    for _ in 0..3 {
+        items.push(back_up(&harness, &mine).await);
+    }
+    ask(&harness, &items[0], ProofKind::Drill).await;
+    ask(&harness, &items[1], ProofKind::Drill).await;
+    harness.clock.advance(DAY);
+    ask(&harness, &items[2], ProofKind::Read).await;
+    assert_eq!(prove(&harness).await.item_id, items[2].id);
+    let begin = async |last: &ProjectId| {
+        use kedge_core::ports::Clock as _;
+        let begun = harness.store.begin_proof(Some(last), harness.clock.now()).await;
+        begun.unwrap().unwrap().item_id
+    };
+    assert_eq!(begin(&ProjectId::new(PROJECT)).await, items[0].id, "nobody else waits");
+    let theirs = harness.add_server_of(OTHER_PROJECT, &[&disk(2, MIB)]);
+    let token = harness.token(kedge_testkit::STRANGER, OTHER_PROJECT).await;
+    let right = kedge_service::context::Right::Write;
+    let stranger = harness.app.authorise(Some(&token), OTHER_PROJECT, right).await.unwrap();
+    harness.app.protect(&stranger, protect_request(&theirs, None)).await.unwrap();
+    harness.run_jobs_to_their_end().await;
+    let other = ProjectId::new(OTHER_PROJECT);
+    let theirs = harness.store.all_items(&other).await.unwrap().pop().unwrap();
+    harness.app.create_proof(&stranger, &theirs.id, ProofKind::Drill).await.unwrap();
+    assert_eq!(begin(&ProjectId::new(PROJECT)).await, theirs.id);
+    assert_eq!(begin(&other).await, items[0].id);
 }
 
 async fn demanding(grade: &str, days: Option<u32>) -> Harness {
@@ -243,6 +305,24 @@ async fn a_project_that_demands_evidence_gets_a_no_until_it_is_there() {
     harness.run_jobs_to_their_end().await;
     let restored = harness.app.get_item(&harness.context().await, &saved.id).await.unwrap();
     assert_eq!(restored.fault, None);
+}
+
+/// What was tried is not tried again at once, however often somebody asks.
+#[tokio::test]
+async fn a_proof_that_changed_nothing_is_not_repeated_within_the_hour() {
+    let harness = demanding("A", None).await;
+    let server = harness.add_server(&[&disk(1, MIB)]);
+    let saved = back_up(&harness, &server).await;
+    let (why, console) = ("(initramfs)".to_owned(), Vec::new());
+    harness.stage.will_boot(Ok(Boot::Failed { why, after_ms: 3, console }));
+    assert_eq!(verdict(&harness, &saved, &server).await, Err(Code::EvidenceTooWeak));
+    assert_eq!(prove(&harness).await.outcome.unwrap().verdict, ProofVerdict::Failed);
+    assert_eq!(verdict(&harness, &saved, &server).await, Err(Code::EvidenceTooWeak));
+    assert!(harness.app.prove_next(&CancelFlag::new()).await.unwrap().is_none());
+    harness.clock.advance(Duration::from_secs(3601));
+    assert_eq!(verdict(&harness, &saved, &server).await, Err(Code::EvidenceTooWeak));
+    prove(&harness).await;
+    assert_eq!(verdict(&harness, &saved, &server).await, Ok(()));
 }
 
 #[tokio::test]
