@@ -120,17 +120,11 @@ impl Parts {
 
 /// Whether two questions ask for the same; the order of a mapping means nothing.
 fn is_same(one: &Question, other: &Question) -> bool {
-    let sorted = |question: &Question| {
-        let pairs = question.mapping.pairs().iter();
-        let mut pairs: Vec<_> = pairs.map(|pair| (&pair.backup, &pair.volume)).collect();
-        pairs.sort();
-        pairs.iter().map(|(backup, volume)| (backup.to_string(), volume.to_string())).collect()
-    };
-    let (mine, theirs): (Vec<(String, String)>, Vec<(String, String)>) =
-        (sorted(one), sorted(other));
-    (&one.item, &one.server, &one.resource_type)
-        == (&other.item, &other.server, &other.resource_type)
-        && mine == theirs
+    let (mine, theirs) = (one.mapping.pairs(), other.mapping.pairs());
+    let is_of_one_kind = (&one.item, &one.server, &one.resource_type)
+        == (&other.item, &other.server, &other.resource_type);
+    // No mapping names anything twice.
+    is_of_one_kind && mine.len() == theirs.len() && mine.iter().all(|pair| theirs.contains(pair))
 }
 
 /// Fails, with the exact difference, if anything is not as it was.

@@ -50,7 +50,7 @@ pub(crate) struct PartRow {
 
 /// What a [`PartRow`] is a row of.
 pub(crate) enum Part {
-    Item(ItemRow),
+    Item(Box<ItemRow>),
     Volume(VolumeRow),
     Tag(TagRow),
 }
@@ -70,7 +70,7 @@ impl PartRow {
     pub(crate) fn part(self) -> Part {
         let row = self.row;
         match self.part {
-            0 => Part::Item(row),
+            0 => Part::Item(Box::new(row)),
             1 => Part::Volume(VolumeRow {
                 id: row.id,
                 item_id: row.checkpoint_id,
