@@ -25,6 +25,11 @@ const WIRE_MAX: u64 = i64::MAX.unsigned_abs();
 const HYPERVISOR: &str = "QEMU";
 const IMAGE_TYPE: &str = "backup";
 
+/// A receipt goes out as it was signed.
+pub(crate) fn receipt(receipt: kedge_service::receipts::Receipt) -> wire::check::Receipt {
+    wire::check::Receipt { body: receipt.body, signature: receipt.signature }
+}
+
 pub(crate) fn check_resp<Q>(
     asked: &Asked<Q>,
     answer: &Result<(), Refusal>,

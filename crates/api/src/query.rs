@@ -78,6 +78,16 @@ impl Query {
         self.flag("explain")
     }
 
+    /// Whether an answer is to be kept as a signed record.
+    pub(crate) fn receipt(&self) -> Result<bool, Error> {
+        self.flag("receipt")
+    }
+
+    /// The number of a record after which to go on.
+    pub(crate) fn sequence(&self) -> Result<u64, Error> {
+        Ok(self.number("after")?.unwrap_or(0))
+    }
+
     /// A count. One too large for us is as good as the largest.
     fn number(&self, key: &str) -> Result<Option<u64>, Error> {
         let Some(value) = self.one(key)? else { return Ok(None) };

@@ -76,6 +76,7 @@ pub(crate) fn routes() -> Vec<Route> {
         get("/v1/{project_id}/checkpoint_items/{checkpoint_item_id}", items::show),
         post("/v1/{project_id}/checkpoint_items/{checkpoint_item_id}/proofs", proofs::create),
         get("/v1/{project_id}/checkpoint_items/{checkpoint_item_id}/proofs", proofs::list),
+        get("/v1/{project_id}/receipts", checks::receipts),
         get("/v1/{project_id}/plans/{plan_id}", plans::show),
         post("/v1/{project_id}/plans/{plan_id}/lease", plans::take),
         delete("/v1/{project_id}/plans/{plan_id}/lease", plans::end),

@@ -221,6 +221,19 @@ impl Client {
         Ok(answer.restorable)
     }
 
+    /// As [`Client::check_restorable`], and the answers are kept as a signed record.
+    ///
+    /// # Errors
+    /// A refusal of the whole call, or trouble on the way.
+    pub async fn receipt_restorable(
+        &self,
+        questions: Vec<RestorableParam>,
+    ) -> Result<RestorableAnswer, ClientError> {
+        let body = ResourcesAction { check_protectable: None, check_restorable: Some(questions) };
+        let call = self.call(Method::POST, &provider_path("resources/action"))?;
+        read(good(call.query(&[("receipt", "true")]).json(&body).send().await?).await?).await
+    }
+
     /// Backs up a server now; returns when the work has begun.
     ///
     /// # Errors

@@ -33,6 +33,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         verb: RepoVerb,
     },
+    /// Take receipts out of the catalogue, and check them.
+    Evidence {
+        #[command(subcommand)]
+        verb: EvidenceVerb,
+    },
     /// Inspect a disk that is served on standard input and output: what the service starts,
     /// in a sandbox, for each disk of a drill.
     #[command(name = "inspect-disk", hide = true)]
@@ -76,6 +81,41 @@ pub(crate) enum RepoVerb {
     /// Take every backup that a repository tells of and the catalogue does not know into
     /// the catalogue, as after the database was lost. The service must not run.
     RebuildCatalogue(RebuildOptions),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EvidenceVerb {
+    /// Write a project's receipts to a file, a record a line. Works beside a running service.
+    Export(ExportOptions),
+    /// Check such a file: every signature, and that no record is missing, changed or out of
+    /// place. Takes nothing but the file.
+    Verify(ReceiptsOptions),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportOptions {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// The project's id.
+    #[arg(long, value_name = "ID")]
+    pub(crate) project: String,
+    /// A file that does not exist yet.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReceiptsOptions {
+    /// An exported file.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// The public key that all of it must be signed by, as an earlier check told it.
+    #[arg(long, value_name = "HEX")]
+    pub(crate) key: Option<String>,
+    /// The hash of the last record, as an earlier check told it: shows what was cut off.
+    #[arg(long, value_name = "HEX")]
+    pub(crate) head: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

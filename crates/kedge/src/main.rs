@@ -61,6 +61,7 @@ fn run(command: Command) -> Result<Found, Failure> {
             Command::Serve(of) => node::serve(&of.config).await?,
             Command::Demo(options) => demo::run(options).await?,
             Command::InspectDisk => {}
+            Command::Evidence { verb } => return operator::evidence::run(verb).await,
             Command::Config { verb: ConfigVerb::Check(of) } => operator::check(&of.config).await?,
             Command::User { verb: UserVerb::Hash } => operator::hash_password()?,
             Command::Repo { verb } => return operator::repo::run(verb).await,

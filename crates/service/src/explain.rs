@@ -56,9 +56,19 @@ impl App {
         context: &Context,
         questions: Vec<Question>,
     ) -> Result<Vec<Explained<RestorePlan>>, Error> {
+        let facts = self.parts.facts_for_check(context, &questions).await?;
+        self.explain_seen(context, &questions, facts).await
+    }
+
+    /// The same, of facts that were gathered already.
+    pub(crate) async fn explain_seen(
+        &self,
+        context: &Context,
+        questions: &[Question],
+        mut facts: Vec<Facts>,
+    ) -> Result<Vec<Explained<RestorePlan>>, Error> {
         let parts = &self.parts;
-        let mut facts = parts.facts_for_check(context, &questions).await?;
-        let outlooks = parts.look_out(context, &questions, &mut facts).await;
+        let outlooks = parts.look_out(context, questions, &mut facts).await;
         let watch = parts.store.find_watch(context.project()).await?;
         let ids = distinct(questions.iter().map(|question| &question.item));
         let proven = parts.store.find_proven(context.project(), &ids).await?;

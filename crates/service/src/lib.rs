@@ -21,6 +21,7 @@ pub mod plans;
 pub mod proofs;
 pub mod protect;
 pub mod rebuild;
+pub mod receipts;
 pub mod repositories;
 pub mod restore;
 pub mod rotation;

@@ -22,9 +22,11 @@ use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
 use crate::access;
+use crate::error::Error;
 use crate::keys::{KeyError, ServiceKey};
 use crate::kit::RecoveryKit;
 use crate::places::Places;
+use crate::receipts::Signer;
 use crate::settings::Kdf;
 use crate::wholeness::Wholeness;
 
@@ -170,6 +172,11 @@ impl Repositories {
         project: &ProjectId,
     ) -> Result<SharedRepository, RepositoryError> {
         self.open(project, Missing::Create).await
+    }
+
+    /// Signs receipts.
+    pub(crate) fn receipt_signer(&self) -> Result<Signer, Error> {
+        Signer::of(&self.key)
     }
 
     /// What stock restic needs to read the project's repository, as shell lines.

@@ -86,6 +86,29 @@ impl Store {
         Self::migrated(read, write, Some(owner)).await
     }
 
+    /// Opens the state in the file at `path` for reading alone, beside the process that owns
+    /// it. Every other call answers that the catalogue cannot be written.
+    ///
+    /// # Errors
+    /// There is none, or its schema is not the one known here.
+    pub async fn open_to_read(path: &Path) -> Result<Self> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(false)
+            .busy_timeout(PATIENCE)
+            .pragma("query_only", "on")
+            .disable_statement_logging();
+        let read = pool(1).connect_with(options).await?;
+        let db = Db {
+            write: read.clone(),
+            read,
+            meter: Meter::default(),
+            down: AtomicBool::new(false),
+            owner: Mutex::new(None),
+        };
+        Ok(Self { db: Arc::new(db) })
+    }
+
     /// A state in memory that ends with its last clone: for tests.
     ///
     /// # Errors

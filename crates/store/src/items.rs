@@ -1,6 +1,6 @@
 //! Checkpoints, items, volume backups: writing new ones and finding them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use kedge_core::checkpoint::{Checkpoint, Item, SnapshotRef};
 use kedge_core::ids::{CheckpointId, ItemId, ProjectId, ServerId};
@@ -210,19 +210,19 @@ impl Store {
         }
     }
 
-    /// Takes out of a set of repository snapshots those that rows of the project name: what
-    /// is left is in nobody's name. Loads a page of names at a time.
+    /// Tells the repository snapshots that rows of the project name, one by one. Loads a page of
+    /// names at a time.
     ///
     /// # Errors
     /// The catalogue does not answer.
-    pub async fn strike_named_snapshots(
+    pub async fn for_each_named_snapshot(
         &self,
         project: &ProjectId,
-        snapshots: &mut HashSet<String>,
+        mut tell: impl FnMut(&str),
     ) -> Result<()> {
         let mut tx = self.read().await?;
         let mut after = (i64::MIN, String::new());
-        while !snapshots.is_empty() {
+        loop {
             let rows: Vec<(i64, String, Option<String>)> = tx
                 .query_as(
                     "SELECT created_at, id, snapshot_id FROM items WHERE project_id = $1 \
@@ -238,10 +238,9 @@ impl Store {
             let Some((created_at, id, _)) = rows.last() else { return Ok(()) };
             after = (*created_at, id.clone());
             for snapshot in rows.into_iter().filter_map(|(_, _, snapshot)| snapshot) {
-                snapshots.remove(&snapshot);
+                tell(&snapshot);
             }
         }
-        Ok(())
     }
 
     /// What became of those of the items that the project has or had.

@@ -85,6 +85,26 @@ pub struct ProtectableAnswer {
 pub struct RestorableAnswer {
     /// The answers.
     pub restorable: Vec<CheckResp>,
+    /// The record that was kept of them; only with `?receipt=true`. Not part of CSBS v1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub receipt: Option<Receipt>,
+}
+
+/// Receipts of a project, some at a time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReceiptList {
+    /// The receipts in their order.
+    pub receipts: Vec<Receipt>,
+}
+
+/// A verdict that was kept, as a line of an exported file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Receipt {
+    /// JSON of what was asked, seen and answered, as it was signed, to the letter.
+    pub body: String,
+    /// Ed25519 over the bytes of `body`, hexadecimal.
+    pub signature: String,
 }
 
 /// One answer: exactly these five keys, and a sixth only where it was asked for.

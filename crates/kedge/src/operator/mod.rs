@@ -1,6 +1,7 @@
 //! What an operator does by hand, beside the service or without it.
 
 mod cursor;
+pub(crate) mod evidence;
 pub(crate) mod key;
 mod pacing;
 pub(crate) mod repo;

@@ -10,6 +10,7 @@ mod drill;
 mod hostile;
 mod kedge;
 mod operator;
+mod receipts;
 mod repo;
 mod rotation;
 mod secrets;

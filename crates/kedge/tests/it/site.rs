@@ -510,6 +510,13 @@ impl Site {
         answers.into_iter().next().unwrap()
     }
 
+    /// The same, kept as a signed record; returns what was signed.
+    pub(crate) fn receipt_restorable(&mut self, backup: &Backup) -> String {
+        let question = self.question(backup);
+        let answer = self.call(async |client| client.receipt_restorable(vec![question]).await);
+        answer.receipt.unwrap().body
+    }
+
     fn question(&mut self, backup: &Backup) -> RestorableParam {
         RestorableParam {
             checkpoint_item_id: backup.item.clone(),

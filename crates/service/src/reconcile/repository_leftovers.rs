@@ -41,9 +41,13 @@ async fn remove_in(
                 blocking(move || shared.remove_session_locks(&session)).await?;
         }
     }
-    let mut unnamed: HashSet<String> = listed.iter().map(ToString::to_string).collect();
-    parts.store.strike_named_snapshots(project, &mut unnamed).await?;
-    let unnamed = listed.into_iter().filter(|id| unnamed.contains(&id.to_string()));
+    let mut unnamed: HashSet<SnapshotId> = listed.into_iter().collect();
+    let strike = |snapshot: &str| {
+        if let Ok(id) = snapshot.parse() {
+            unnamed.remove(&id);
+        }
+    };
+    parts.store.for_each_named_snapshot(project, strike).await?;
     for id in unnamed {
         judge(parts, project, &repository, id, round).await?;
     }

@@ -10,6 +10,7 @@ mod oracle;
 mod parents;
 mod plans;
 mod proofs;
+mod receipts;
 mod support;
 mod trouble;
 mod watch;
