@@ -35,6 +35,15 @@ lay() { # site items
   "$FLEET" fill "$site" "$items"
   touch "$site/filled"
 }
+settle() { # until the service has done nothing for three seconds, after it has for eight
+  local before now
+  sleep 8
+  while :; do
+    before=$(cut -d' ' -f14,15 "/proc/$service/stat" | tr ' ' '+'); sleep 3
+    now=$(cut -d' ' -f14,15 "/proc/$service/stat" | tr ' ' '+')
+    [ $(($now - ($before))) -gt 10 ] || return 0
+  done
+}
 ask() { # site name how connections [rate]
   local line
   line=$("$FLEET" ask "$1" "$3" "$SECS" "$4" ${5:+"$5"})
@@ -50,7 +59,7 @@ for items in "${SIZES[@]}"; do
   lay "$site" "$items"
   "$KEDGE" serve --config "$site/kedge.toml" >"$site/log" 2>&1 & service=$!
   for _ in $(seq 150); do (: </dev/tcp/127.0.0.1/18799) 2>/dev/null && break; sleep 0.2; done
-  sleep 8                          # declarations count once they had looked the same for seconds
+  settle                           # what a start brings with it is not what is measured
   ask "$site" "100 questions about 100 servers, 8 connections" batches 8
   ask "$site" "1 question, 32 connections" single 32
   ask "$site" "1 question, 300 requests/s" single 32 300

@@ -15,9 +15,6 @@ use crate::{
     source::{Extent, ExtentKind, Source, SourceError},
 };
 
-/// Chunks kept in memory add up to so much.
-const CACHE_BYTES: usize = 32 << 20;
-
 /// A volume that can be read anywhere. Every byte comes of a blob that has its hash.
 #[derive(Debug)]
 pub struct VolumeReader {
@@ -27,11 +24,17 @@ pub struct VolumeReader {
     chunks: Vec<Option<BlobId>>,
     /// Chunks read lately, the latest last.
     cache: Mutex<VecDeque<(BlobId, Arc<Vec<u8>>)>>,
+    cache_chunks: usize,
 }
 
 impl Repository<Indexed> {
-    /// Opens a volume to be read anywhere.
-    pub fn open_volume(self: &Arc<Self>, volume: &VolumeView) -> Result<VolumeReader, EngineError> {
+    /// Opens a volume to be read anywhere. Chunks read lately are kept, up to so many bytes,
+    /// or one.
+    pub fn open_volume(
+        self: &Arc<Self>,
+        volume: &VolumeView,
+        cache_bytes: usize,
+    ) -> Result<VolumeReader, EngineError> {
         let damaged = |what| EngineError::damaged("the list of a volume", what);
         let (cut, content) =
             volume.cut_content().ok_or_else(|| damaged("is of no size of chunks"))?;
@@ -40,7 +43,9 @@ impl Repository<Indexed> {
         if chunks.len() as u64 != cut.chunks() {
             return Err(damaged("does not cover it"));
         }
-        Ok(VolumeReader { repository: Arc::clone(self), cut, chunks, cache: Mutex::default() })
+        let cache_chunks = (cache_bytes / cut.chunk_size.bytes() as usize).max(1);
+        let (repository, cache) = (Arc::clone(self), Mutex::default());
+        Ok(VolumeReader { repository, cut, chunks, cache, cache_chunks })
     }
 }
 
@@ -74,7 +79,7 @@ impl VolumeReader {
         })?;
         let bytes = Arc::new(bytes);
         cache.push_back((id, Arc::clone(&bytes)));
-        if cache.len() > CACHE_BYTES / self.cut.chunk_size.bytes() as usize {
+        if cache.len() > self.cache_chunks {
             cache.pop_front();
         }
         Ok(bytes)

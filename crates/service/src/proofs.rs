@@ -35,6 +35,8 @@ use crate::repositories::{RepositoryError, SharedRepository, blocking};
 const EVERY: Duration = Duration::from_secs(60 * 60);
 /// After trouble with the catalogue or the stage.
 const PAUSE: Duration = Duration::from_secs(60);
+/// What a machine's disks keep of what was read of them lately, all together.
+const CACHE_BYTES: usize = 64 << 20;
 /// Chunks in flight: proving leaves the processors to others.
 const THREADS: NonZeroUsize = NonZeroUsize::MIN;
 
@@ -414,9 +416,11 @@ async fn open_disks(
     volumes: &[Arc<VolumeView>],
 ) -> Result<Vec<Arc<dyn DiskReader>>, RepositoryError> {
     let (shared, volumes) = (Arc::clone(repository), volumes.to_vec());
+    let cache_bytes = CACHE_BYTES / volumes.len().max(1);
     blocking(move || {
         let open = |volume: Arc<VolumeView>| {
-            let disk: Arc<dyn DiskReader> = Arc::new(StoredDisk(shared.open_volume(&volume)?));
+            let reader = shared.open_volume(&volume, cache_bytes)?;
+            let disk: Arc<dyn DiskReader> = Arc::new(StoredDisk(reader));
             Ok(disk)
         };
         volumes.into_iter().map(open).collect()
