@@ -43,8 +43,7 @@ const THREADS: NonZeroUsize = NonZeroUsize::MIN;
 /// So soon a drill that came to no end of its own is tried again.
 const TRIED_AGAIN: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How far the part of a drill that takes the longest gets in a while, for estimates: what
-/// reading back may take, and what booting may.
+/// What reading back is taken to read in a second where nothing holds it back.
 const BYTES_PER_SEC_UNLIMITED: u64 = 200 << 20;
 
 impl App {
@@ -62,7 +61,11 @@ impl App {
             return Err(Refusal::ItemNotAvailable(found.status).into());
         }
         let items = std::slice::from_ref(item);
-        let proofs = parts.enqueue_proofs(context.project(), items, kind, Haste::Asked).await?;
+        let proofs = parts.enqueue_proofs(context.project(), items, kind, Haste::Asked).await;
+        let proofs = proofs.map_err(|error| match error {
+            StoreError::TooMany { .. } => Error::Busy,
+            error => error.into(),
+        })?;
         proofs.into_iter().next().ok_or_else(|| Error::Internal("no proof".to_owned()))
     }
 
