@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::resource::{Content, Encryption, Sharing, VolumeRole, VolumeStatus};
+use crate::resource::{Content, Sharing};
 use crate::restore::{Facts, Question, known_pairs};
 
 /// One fact that a plan rests on.
@@ -58,10 +58,10 @@ pub fn preconditions(question: &Question, facts: &Facts) -> Vec<Precondition> {
         let id = volume.id.as_str();
         note("volume_backup", backup.id.as_str(), "volume_id", id.to_owned());
         note("volume", id, "size_bytes", volume.size_bytes.to_string());
-        note("volume", id, "role", role(volume.role).to_owned());
-        note("volume", id, "status", status(volume.status).to_owned());
+        note("volume", id, "role", volume.role.as_str().to_owned());
+        note("volume", id, "status", volume.status.as_str().to_owned());
         note("volume", id, "sharing", sharing(volume.sharing).to_owned());
-        note("volume", id, "encryption", encryption(volume.encryption).to_owned());
+        note("volume", id, "encryption", volume.encryption.as_str().to_owned());
         note("volume", id, "content", content(volume.content).to_owned());
     }
     all
@@ -92,32 +92,10 @@ impl std::fmt::Display for Moved {
     }
 }
 
-fn role(role: VolumeRole) -> &'static str {
-    match role {
-        VolumeRole::System => "system",
-        VolumeRole::Data => "data",
-    }
-}
-
-fn status(status: VolumeStatus) -> &'static str {
-    match status {
-        VolumeStatus::Healthy => "healthy",
-        VolumeStatus::Error => "error",
-        VolumeStatus::Busy => "busy",
-    }
-}
-
 fn sharing(sharing: Sharing) -> &'static str {
     match sharing {
         Sharing::Exclusive => "exclusive",
         Sharing::Shared => "shared",
-    }
-}
-
-fn encryption(encryption: Encryption) -> &'static str {
-    match encryption {
-        Encryption::Plain => "plain",
-        Encryption::Encrypted => "encrypted",
     }
 }
 

@@ -182,6 +182,16 @@ pub enum VolumeRole {
     Data,
 }
 
+impl VolumeRole {
+    /// The word in rows, explanations and plans.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::Data => "data",
+        }
+    }
+}
+
 /// A volume's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum VolumeStatus {
@@ -191,6 +201,17 @@ pub enum VolumeStatus {
     Error,
     /// The cloud is doing something with it (extending, retyping, migrating).
     Busy,
+}
+
+impl VolumeStatus {
+    /// The word in explanations and plans.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Error => "error",
+            Self::Busy => "busy",
+        }
+    }
 }
 
 /// Whether a volume can be attached to several servers at once.
@@ -220,6 +241,16 @@ pub enum Encryption {
     Plain,
     /// Stored encrypted; restoring it onto a plain volume would expose its content.
     Encrypted,
+}
+
+impl Encryption {
+    /// The word in rows and plans.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Encrypted => "encrypted",
+        }
+    }
 }
 
 /// Whether a volume's bytes are all of one piece. Drivers fill it from their marks

@@ -226,8 +226,8 @@ pub(crate) fn volume_details(volume: &VolumeBackup) -> Result<String> {
         source_volume_id: volume.source_volume_id.clone(),
         source_volume_name: volume.source_volume_name.clone(),
         source_size_bytes: volume.source_size_bytes,
-        role: role_word(volume.role).to_owned(),
-        encryption: encryption_word(volume.encryption).to_owned(),
+        role: volume.role.as_str().to_owned(),
+        encryption: volume.encryption.as_str().to_owned(),
     })
 }
 
@@ -258,26 +258,12 @@ fn method_of(word: &str) -> Option<Method> {
     [Method::Full, Method::Incremental].into_iter().find(|method| method_word(*method) == word)
 }
 
-fn role_word(role: VolumeRole) -> &'static str {
-    match role {
-        VolumeRole::System => "system",
-        VolumeRole::Data => "data",
-    }
-}
-
 fn role_of(word: &str) -> Option<VolumeRole> {
-    [VolumeRole::System, VolumeRole::Data].into_iter().find(|role| role_word(*role) == word)
-}
-
-fn encryption_word(encryption: Encryption) -> &'static str {
-    match encryption {
-        Encryption::Plain => "plain",
-        Encryption::Encrypted => "encrypted",
-    }
+    [VolumeRole::System, VolumeRole::Data].into_iter().find(|role| role.as_str() == word)
 }
 
 fn encryption_of(word: &str) -> Option<Encryption> {
-    [Encryption::Plain, Encryption::Encrypted].into_iter().find(|e| encryption_word(*e) == word)
+    [Encryption::Plain, Encryption::Encrypted].into_iter().find(|e| e.as_str() == word)
 }
 
 pub(crate) fn to_json<T: Serialize>(value: &T) -> Result<String> {

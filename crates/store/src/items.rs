@@ -2,15 +2,15 @@
 
 use std::collections::HashMap;
 
-use kedge_core::checkpoint::{Checkpoint, Item, SnapshotRef};
+use kedge_core::checkpoint::{Checkpoint, Item};
 use kedge_core::ids::{CheckpointId, ItemId, ProjectId, ServerId};
 use kedge_core::status::ItemStatus;
 use kedge_core::time::Timestamp;
 use sqlx::{QueryBuilder, Sqlite};
 
 use crate::codec::{
-    ITEM_PART, Part, PartRow, TAG_PART, VOLUME_PART, item_details, method_word, snapshot_of,
-    to_json, volume_details,
+    ITEM_PART, Part, PartRow, TAG_PART, VOLUME_PART, item_details, method_word, to_json,
+    volume_details,
 };
 use crate::db::{Store, Tx};
 use crate::error::{Result, StoreError};
@@ -24,18 +24,6 @@ pub(crate) const IDS_MAX: usize = 10_000;
 const WALK_ITEMS: i64 = 500;
 /// Names that a walk over a project loads at once.
 const WALK_NAMES: i64 = 5_000;
-
-/// A deleted item whose data lay in the repository: what entitles a reconciler to remove
-/// that snapshot.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tombstone {
-    /// The item.
-    pub item: ItemId,
-    /// Where its data lay.
-    pub snapshot: SnapshotRef,
-    /// When it was deleted.
-    pub deleted_at: Timestamp,
-}
 
 /// What became of an item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -274,33 +262,6 @@ impl Store {
         };
         Ok(rows.into_iter().filter_map(fate).collect())
     }
-
-    /// Deleted items of a project whose data lay in the repository.
-    ///
-    /// # Errors
-    /// The catalogue does not answer.
-    pub async fn list_tombstones(&self, project: &ProjectId) -> Result<Vec<Tombstone>> {
-        let mut tx = self.read_one().await?;
-        let rows: Vec<(String, Option<String>, Option<String>, i64)> = tx
-            .query_as(
-                "SELECT id, snapshot_id, tree_id, deleted_at FROM items WHERE project_id = $1 \
-                 AND status = 'deleted' AND deleted_at IS NOT NULL \
-                 AND snapshot_id IS NOT NULL ORDER BY deleted_at, id",
-            )
-            .bind(project.as_str().to_owned())
-            .fetch_all(tx.conn())
-            .await?;
-        Ok(rows.into_iter().filter_map(tombstone).collect())
-    }
-}
-
-fn tombstone(row: (String, Option<String>, Option<String>, i64)) -> Option<Tombstone> {
-    let (id, snapshot, tree, deleted_at) = row;
-    Some(Tombstone {
-        item: ItemId::asked(&id),
-        snapshot: snapshot_of(snapshot, tree)?,
-        deleted_at: Timestamp::from_micros(deleted_at),
-    })
 }
 
 impl Tx<'_> {

@@ -321,7 +321,7 @@ impl Explainer<'_> {
                 .map(|backup| Saw {
                     subject: Subject::Backup(backup.id.clone()),
                     property: "role",
-                    value: role(backup.role).to_owned(),
+                    value: backup.role.as_str().to_owned(),
                     at: at(&self.facts.item),
                 })
                 .collect(),
@@ -330,7 +330,7 @@ impl Explainer<'_> {
                 if volumes.is_empty() {
                     return self.saw_target(&[("volumes", "none")]);
                 }
-                let saw = |volume: &Volume| self.saw_volume(volume, "role", role(volume.role));
+                let saw = |volume: &Volume| self.saw_volume(volume, "role", volume.role.as_str());
                 volumes.iter().map(saw).collect()
             }
             Refusal::SharedVolumeRestore(..) => self.saw_where(
@@ -343,7 +343,7 @@ impl Explainer<'_> {
                 |backup, volume| {
                     (backup.role, volume.role) == (VolumeRole::Data, VolumeRole::System)
                 },
-                |volume| role(volume.role).to_owned(),
+                |volume| volume.role.as_str().to_owned(),
             ),
             Refusal::TargetTooSmall { .. } => {
                 let small =
@@ -353,7 +353,7 @@ impl Explainer<'_> {
             Refusal::VolumeNotWritable(_) => self.saw_where(
                 "status",
                 |_, volume| volume.status != VolumeStatus::Healthy,
-                |volume| status(volume.status).to_owned(),
+                |volume| volume.status.as_str().to_owned(),
             ),
             Refusal::EncryptionMismatch(..) => self.saw_where(
                 "encryption",
@@ -433,19 +433,4 @@ fn needs(pairs: &[(&VolumeBackup, &Volume)]) -> Vec<Need> {
 
 fn ids(pairs: &[(&VolumeBackup, &Volume)]) -> Vec<VolumeId> {
     pairs.iter().map(|(_, volume)| volume.id.clone()).collect()
-}
-
-fn role(role: VolumeRole) -> &'static str {
-    match role {
-        VolumeRole::System => "system",
-        VolumeRole::Data => "data",
-    }
-}
-
-fn status(status: VolumeStatus) -> &'static str {
-    match status {
-        VolumeStatus::Healthy => "healthy",
-        VolumeStatus::Error => "error",
-        VolumeStatus::Busy => "busy",
-    }
 }

@@ -1,7 +1,8 @@
 use kedge_core::checkpoint::FaultOperation;
+use kedge_core::ids::{ItemId, ProjectId};
 use kedge_core::job::{ClaimKind, DeleteState, ProtectState, RestoreState, Work};
 use kedge_core::status::{IllegalMove, ItemEvent, ItemStatus};
-use kedge_store::{ItemFilter, RestoreStatus, Store, StoreError};
+use kedge_store::{Fate, ItemFilter, RestoreStatus, Store, StoreError};
 
 use crate::fixture::*;
 
@@ -153,7 +154,10 @@ async fn a_deleted_item_is_hidden_everywhere_and_leaves_a_tombstone() {
     let found = find(&store, 1).await;
     assert_eq!((found.status, found.progress), (ItemStatus::Deleting, 0));
     assert_eq!(found.updated_at, at(4000));
-    assert_eq!(store.list_tombstones(&project()).await.unwrap(), []);
+    let fate = async |project: &ProjectId| {
+        store.find_fates(project, &[item_id(1)]).await.unwrap().get(&item_id(1)).copied()
+    };
+    assert_eq!(fate(&project()).await, Some(Fate::Kept));
 
     let job = claim(&store).await;
     store.save_state(&job, &delete_work(1, DeleteState::Removed), at(4100)).await.unwrap();
@@ -164,11 +168,8 @@ async fn a_deleted_item_is_hidden_everywhere_and_leaves_a_tombstone() {
     assert_eq!(parent, None);
     assert_eq!(store.count_items(&ItemFilter::default()).await.unwrap(), 0);
     assert_eq!(store.all_items(&project()).await.unwrap(), []);
-    let stones = store.list_tombstones(&project()).await.unwrap();
-    assert_eq!(stones.len(), 1);
-    assert_eq!((&stones[0].item, stones[0].deleted_at), (&item_id(1), at(4200)));
-    assert_eq!(stones[0].snapshot, result().snapshot);
-    assert_eq!(store.list_tombstones(&stranger()).await.unwrap(), []);
+    assert_eq!(fate(&project()).await, Some(Fate::Deleted));
+    assert_eq!(fate(&stranger()).await, None);
 
     let again = store.create_deletes(&project(), &checkpoint_id(1), &[delete_job(1)]).await;
     assert!(matches!(again, Err(StoreError::NotFound(_))), "{again:?}");
@@ -276,8 +277,10 @@ async fn everything(store: &Store) -> String {
     let items = store.all_items(&project()).await.unwrap();
     let jobs = store.list_live_jobs().await.unwrap();
     let restores = store.list_restores(&project(), 10, None).await.unwrap();
-    let stones = store.list_tombstones(&project()).await.unwrap();
-    format!("{items:?} {jobs:?} {restores:?} {stones:?}")
+    let ids: Vec<ItemId> = (1..10).map(item_id).collect();
+    let fates = store.find_fates(&project(), &ids).await.unwrap();
+    let fates: std::collections::BTreeMap<_, _> = fates.into_iter().collect();
+    format!("{items:?} {jobs:?} {restores:?} {fates:?}")
 }
 
 #[tokio::test]
