@@ -191,6 +191,7 @@ pub(crate) fn status_of(code: Code) -> StatusCode {
         | Code::EvidenceTooWeak
         | Code::ItemLeased
         | Code::PlanMoved
+        | Code::NeverBackedUp
         | Code::TooManyLeases => StatusCode::BAD_REQUEST,
         Code::Unauthenticated => StatusCode::UNAUTHORIZED,
         Code::Forbidden => StatusCode::FORBIDDEN,
@@ -213,6 +214,7 @@ pub(crate) fn status_of(code: Code) -> StatusCode {
         | Code::CloudSilent
         | Code::RepositoryUnreachable
         | Code::KeyUnavailable
+        | Code::PlaceNotTold
         | Code::DamageNotLocated => StatusCode::SERVICE_UNAVAILABLE,
         Code::Timeout => StatusCode::GATEWAY_TIMEOUT,
     }

@@ -224,6 +224,9 @@ fn operator_text(why: Unknown) -> &'static str {
         Unknown::KeyUnavailable => {
             "The operator must give the service the key of the project's repository."
         }
+        Unknown::PlaceNotTold => {
+            "The operator must tell where the store and the key lie: store_zones, key_zones."
+        }
         Unknown::CloudSilent | Unknown::RepositoryUnreachable | Unknown::DamageNotLocated => {
             "If this lasts, it is a matter for the operator."
         }

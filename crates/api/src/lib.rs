@@ -14,6 +14,7 @@ mod convert;
 mod edge;
 mod error;
 mod explain;
+mod fleet;
 mod handlers;
 mod metrics;
 mod openapi;

@@ -7,7 +7,9 @@ use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, OpenApi as Document, Ref, Response, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
-use crate::handlers::{checkpoints, checks, identity, items, plans, proofs, restores, service};
+use crate::handlers::{
+    checkpoints, checks, fleet, identity, items, plans, proofs, restores, service,
+};
 
 /// Name of the token's scheme in the document.
 const TOKEN: &str = "token";
@@ -58,6 +60,7 @@ const ERRORS: [(&str, &str); 11] = [
         plans::leases,
         plans::take,
         plans::end,
+        fleet::ask,
         proofs::create,
         proofs::list,
         restores::restore,
@@ -143,7 +146,7 @@ mod tests {
         let text = openapi_json().unwrap();
         let ids: Vec<_> = text.lines().filter(|line| line.contains("\"operationId\"")).collect();
         let distinct: BTreeSet<_> = ids.iter().collect();
-        assert_eq!((ids.len(), distinct.len()), (28, 28), "{ids:?}");
+        assert_eq!((ids.len(), distinct.len()), (29, 29), "{ids:?}");
     }
 
     #[test]

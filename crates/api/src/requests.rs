@@ -1,5 +1,7 @@
 //! Reads what callers ask, field by field, into what the service takes.
 
+use std::time::Duration;
+
 use kedge_core::checkpoint::Method;
 use kedge_core::ids::{CheckpointId, ItemId, PlanId, ServerId, VolumeBackupId, VolumeId};
 use kedge_core::proof::ProofKind;
@@ -9,6 +11,7 @@ use kedge_core::resource::SERVER_TYPE;
 use kedge_core::restore::{self, Mapping, NamedTwice, Pair};
 use kedge_core::tag::{BadTag, TAGS_MAX, Tag};
 use kedge_service::error::Error;
+use kedge_service::fleet::{FleetQuestion, TIME_MAX as FLEET_TIME_MAX};
 use kedge_service::identity::{DomainRef, Login, ProjectRef, UserRef};
 use kedge_service::protect::ProtectRequest;
 use kedge_service::restore::{PowerOn, RestoreRequest};
@@ -19,6 +22,19 @@ use crate::body::{Field, Object, Value};
 
 /// Longest password, in bytes, as in Keystone: hashing one costs time.
 const PASSWORD_BYTES_MAX: usize = 4096;
+
+/// How long a question about a fleet is asked where nobody says.
+const FLEET_TIME: Duration = Duration::from_secs(60);
+
+/// More than any cloud has.
+const LOST_ZONES_MAX: usize = 64;
+
+/// Which servers of a fleet are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Show {
+    Refused,
+    All,
+}
 
 /// One of the two checks.
 pub(crate) enum Check {
@@ -220,6 +236,50 @@ pub(crate) fn lease(body: &Value) -> Result<u64, Error> {
 pub(crate) fn proof(body: &Value) -> Result<ProofKind, Error> {
     let kind = Object::root(body)?.field("proof").object()?.field("kind");
     ProofKind::from_word(kind.word()?).ok_or_else(|| kind.bad("read or drill"))
+}
+
+/// What is asked of a fleet, and who is shown.
+pub(crate) fn fleet(body: &Value) -> Result<(FleetQuestion, Show), Error> {
+    let fleet = Object::root(body)?.field("fleet").object()?;
+    let mut question = FleetQuestion { time: FLEET_TIME, ..FleetQuestion::default() };
+    if let Some(scope) = fleet.field("scope").given() {
+        let scope = scope.object()?;
+        question.zone = scope.field("zone").given().map(zone).transpose()?;
+        let tagged = scope.field("tag").given();
+        question.tag = tagged.map(|field| tag(&field.object()?)).transpose()?;
+    }
+    if let Some(lost) = fleet.field("lost").given() {
+        let lost = lost.object()?;
+        if let Some(field) = lost.field("zones").given() {
+            let zones = field.non_empty_list()?;
+            if zones.len() > LOST_ZONES_MAX {
+                return Err(field.bad(format!("at most {LOST_ZONES_MAX} entries")));
+            }
+            question.losses.zones = zones.into_iter().map(zone).collect::<Result<_, _>>()?;
+        }
+        let flag = |name| lost.field(name).given().map(|field| field.flag()).transpose();
+        question.losses.has_store = flag("store")?.unwrap_or(false);
+        question.losses.has_key = flag("key")?.unwrap_or(false);
+    }
+    if let Some(field) = fleet.field("seconds").given() {
+        let most = FLEET_TIME_MAX.as_secs();
+        let seconds = field.count()?;
+        if !(1..=most).contains(&seconds) {
+            return Err(field.bad(format!("1 to {most}")));
+        }
+        question.time = Duration::from_secs(seconds);
+    }
+    let show = fleet.field("show").given();
+    let show = show.map(|field| match field.word()? {
+        "refused" => Ok(Show::Refused),
+        "all" => Ok(Show::All),
+        _ => Err(field.bad("refused or all")),
+    });
+    Ok((question, show.transpose()?.unwrap_or(Show::Refused)))
+}
+
+fn zone(field: Field<'_>) -> Result<String, Error> {
+    Ok(field.word()?.to_owned())
 }
 
 pub(crate) fn login(body: &Value) -> Result<Login, Error> {

@@ -16,7 +16,9 @@ use kedge_service::App;
 use crate::config::ApiConfig;
 use crate::edge::{self, Edge, in_our_form};
 use crate::error::{ApiError, Form};
-use crate::handlers::{checkpoints, checks, identity, items, plans, proofs, restores, service};
+use crate::handlers::{
+    checkpoints, checks, fleet, identity, items, plans, proofs, restores, service,
+};
 use crate::metrics::Metrics;
 
 /// What handlers work with.
@@ -77,6 +79,7 @@ pub(crate) fn routes() -> Vec<Route> {
         post("/v1/{project_id}/checkpoint_items/{checkpoint_item_id}/proofs", proofs::create),
         get("/v1/{project_id}/checkpoint_items/{checkpoint_item_id}/proofs", proofs::list),
         get("/v1/{project_id}/receipts", checks::receipts),
+        post("/v1/{project_id}/fleet", fleet::ask),
         get("/v1/{project_id}/plans/{plan_id}", plans::show),
         post("/v1/{project_id}/plans/{plan_id}/lease", plans::take),
         delete("/v1/{project_id}/plans/{plan_id}/lease", plans::end),

@@ -16,6 +16,7 @@ use kedge_wire::checkpoint_item::{
     CheckpointItem, CheckpointItemBody, CheckpointItemList, Count, Link,
 };
 use kedge_wire::error::ErrorBody;
+use kedge_wire::fleet::{FleetBody, FleetLine, FleetParam};
 use kedge_wire::identity::{
     Auth, AuthBody, AuthDomain, AuthIdentity, AuthPassword, AuthProject, AuthScope, AuthUser,
     TokenBody,
@@ -37,6 +38,9 @@ const CONNECT_TIME: Duration = Duration::from_secs(10);
 
 /// Longer than the service gives any call.
 const CALL_TIME: Duration = Duration::from_secs(60);
+
+/// Longest line of an answer that comes line by line.
+const LINE_BYTES_MAX: usize = 4 << 20;
 
 /// Pages followed in one list before the server is taken to be going in circles.
 const PAGES_MAX: usize = 10_000;
@@ -232,6 +236,42 @@ impl Client {
         let body = ResourcesAction { check_protectable: None, check_restorable: Some(questions) };
         let call = self.call(Method::POST, &provider_path("resources/action"))?;
         read(good(call.query(&[("receipt", "true")]).json(&body).send().await?).await?).await
+    }
+
+    /// Asks of every server of the project whether it could be restored: a line each, told as
+    /// it comes, and at last a summary. Takes as long as the question says.
+    ///
+    /// # Errors
+    /// A refusal of the whole call, or trouble on the way.
+    pub async fn ask_fleet(
+        &self,
+        fleet: FleetParam,
+        mut tell: impl FnMut(FleetLine),
+    ) -> Result<(), ClientError> {
+        let time = Duration::from_secs(fleet.seconds.unwrap_or(0)) + CALL_TIME * 2;
+        let call = self.call(Method::POST, "fleet")?.timeout(time).json(&FleetBody { fleet });
+        let mut answer = good(call.send().await?).await?;
+        let status = answer.status().as_u16();
+        let unexpected = |why: String| ClientError::Unexpected { status, why };
+        let mut rest = Vec::new();
+        let mut is_ended = false;
+        while let Some(bytes) = answer.chunk().await? {
+            rest.extend_from_slice(&bytes);
+            while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = rest.drain(..=end).collect();
+                let line = serde_json::from_slice(&line);
+                let line: FleetLine = line.map_err(|error| unexpected(error.to_string()))?;
+                is_ended = matches!(line, FleetLine::Summary(_) | FleetLine::Error(_));
+                tell(line);
+            }
+            if rest.len() > LINE_BYTES_MAX {
+                return Err(unexpected("a line without an end".to_owned()));
+            }
+        }
+        if !is_ended || !rest.is_empty() {
+            return Err(unexpected("the answer ends before its summary".to_owned()));
+        }
+        Ok(())
     }
 
     /// Backs up a server now; returns when the work has begun.
@@ -552,6 +592,21 @@ mod tests {
         let path = format!("DELETE /v1/p1/providers/{PROVIDER_ID}/checkpoints/c");
         let query = "?checkpoint_items=a&checkpoint_items=b ";
         assert!(asked.starts_with(&(path + query)), "{asked}");
+    }
+
+    #[tokio::test]
+    async fn a_fleets_answer_is_told_line_by_line_and_one_cut_short_is_an_error() {
+        let error = r#"{"error":{"error_code":"CSBS.9998","error_msg":"System not support"}}"#;
+        let whole = answer("200 OK", "", &format!("{error}\n"));
+        let cut = answer("200 OK", "", error);
+        let (base, asked) = scripted(vec![whole, cut]).await;
+        let client = logged_in(&base);
+        let mut told = Vec::new();
+        client.ask_fleet(FleetParam::default(), |line| told.push(line)).await.unwrap();
+        assert!(matches!(&told[..], [FleetLine::Error(e)] if e.error_code == "CSBS.9998"));
+        let cut = client.ask_fleet(FleetParam::default(), |_| ()).await;
+        assert!(matches!(cut, Err(ClientError::Unexpected { .. })), "{cut:?}");
+        assert!(asked.await.unwrap()[0].ends_with(r#"{"fleet":{}}"#));
     }
 
     #[tokio::test]

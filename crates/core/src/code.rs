@@ -73,6 +73,8 @@ codes! {
     DamageNotLocated "KEDGE.0014" "something in the repository is damaged, and whether the backup needs it is not known yet; ask again";
     PlanMoved "KEDGE.0015" "something is not as it was when the plan was made; the text says what it was and is";
     TooManyLeases "KEDGE.0016" "as many plans of the project hold leases as may; end one, or let it run out";
+    NeverBackedUp "KEDGE.0017" "the server has no available backup";
+    PlaceNotTold "KEDGE.0018" "whether the repository and its key outlast the loss of a zone is unknown: the settings do not tell where they lie";
     Unauthenticated "KEDGE.4010" "no token, or one that is unknown, expired or revoked; or a wrong user or password";
     Forbidden "KEDGE.4030" "the token does not entitle to this call or project";
     ProjectNotFound "KEDGE.4040" "no such project";

@@ -47,6 +47,8 @@ pub enum Unknown {
     /// Something in the repository is damaged, and whether the backup needs it is still
     /// being found out.
     DamageNotLocated,
+    /// Zones are supposed to be lost, and nobody told where the repository or its key lies.
+    PlaceNotTold,
 }
 
 impl Unknown {
@@ -57,6 +59,7 @@ impl Unknown {
             Self::RepositoryUnreachable => "the repository does not answer",
             Self::KeyUnavailable => "the repository's key cannot be had",
             Self::DamageNotLocated => "it is being found out whom damage in the repository harms",
+            Self::PlaceNotTold => "where the repository or its key lies is not told",
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod evidence;
 pub mod explain;
 pub mod fact;
 pub mod fit;
+pub mod fleet;
 pub mod ids;
 pub mod job;
 pub mod ports;

@@ -35,6 +35,10 @@ pub trait Cloud: Send + Sync + Debug {
     /// `None` when there is no such server in the project; another project's server is none.
     async fn find_server(&self, of: &ServerRef) -> Result<Option<Server>, CloudError>;
 
+    /// Every server of a project, in no order. One that the cloud cannot tell about may be
+    /// left out where the cloud itself would not show it to its owner.
+    async fn list_servers(&self, project: &ProjectId) -> Result<Vec<ServerId>, CloudError>;
+
     /// Freezes these volumes of a server at one moment, under `name`. Returns once reading
     /// what [`Cloud::open_snapshot`] gives cannot see later writes, or would notice them.
     async fn create_snapshots(

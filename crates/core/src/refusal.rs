@@ -141,6 +141,8 @@ pub enum Refusal {
     },
     /// So many plans of the project hold leases, and no more may.
     TooManyLeases(usize),
+    /// There is no available backup of the server, so none can be restored.
+    NeverBackedUp(ServerId),
     /// A fact could not be learned.
     Unknown(Unknown),
     /// A bug: the rules let something through that a plan needs and nobody saw.
@@ -194,6 +196,8 @@ impl Refusal {
             Self::Unknown(Unknown::RepositoryUnreachable) => Code::RepositoryUnreachable,
             Self::Unknown(Unknown::KeyUnavailable) => Code::KeyUnavailable,
             Self::Unknown(Unknown::DamageNotLocated) => Code::DamageNotLocated,
+            Self::Unknown(Unknown::PlaceNotTold) => Code::PlaceNotTold,
+            Self::NeverBackedUp(_) => Code::NeverBackedUp,
             Self::Unseen(_) => Code::Internal,
             Self::TooManyTags => Code::TooManyTags,
         }
@@ -336,6 +340,12 @@ impl fmt::Display for Refusal {
             Self::Unknown(Unknown::DamageNotLocated) => f.write_str(
                 "Part of the backup repository is damaged; whether this backup needs it is not known yet.",
             ),
+            Self::Unknown(Unknown::PlaceNotTold) => f.write_str(
+                "Where the backup repository and its key lie is not told, so whether they would be lost is unknown.",
+            ),
+            Self::NeverBackedUp(server) => {
+                write!(f, "There is no available backup of server ({server}).")
+            }
             Self::Unseen(what) => write!(f, "planning without {what} failed"),
             Self::TooManyTags => {
                 write!(f, "request tags exceed the max allowed count: {TAGS_MAX}.")

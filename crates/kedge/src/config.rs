@@ -11,6 +11,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use kedge_core::fleet::Places;
 use kedge_core::job::Lease;
 use kedge_core::protect;
 use kedge_engine::Addressing;
@@ -58,6 +59,8 @@ pub(crate) struct Config {
     pub(crate) verify_bytes_per_sec: u64,
     pub(crate) lease_secs: u64,
     pub(crate) zones_without_backup: Vec<String>,
+    pub(crate) store_zones: Vec<String>,
+    pub(crate) key_zones: Vec<String>,
     pub(crate) shared_volumes: SharedVolumes,
     pub(crate) cloud: Cloud,
     pub(crate) drill: Drill,
@@ -185,6 +188,8 @@ impl Default for Config {
             verify_bytes_per_sec: settings.verify.rates.bytes_per_sec.unwrap_or(u64::MAX),
             lease_secs: settings.lease.length.as_secs(),
             zones_without_backup: settings.protect.zones_without_backup,
+            store_zones: settings.places.store,
+            key_zones: settings.places.key,
             shared_volumes: SharedVolumes::Allowed,
             cloud: Cloud::Local { servers_dir: PathBuf::new() },
             drill: Drill::default(),
@@ -551,6 +556,11 @@ impl Config {
         if !(1..=255).contains(&self.region.len()) || !self.region.chars().all(plain) {
             problems.add("region", "expected 1 to 255 letters, digits, `-`, `_` and `.`");
         }
+        for (field, zones) in [("store_zones", &self.store_zones), ("key_zones", &self.key_zones)] {
+            if zones.iter().any(|zone| !(1..=255).contains(&zone.chars().count())) {
+                problems.add(field, "expected names of 1 to 255 characters");
+            }
+        }
         if let Err(text) = telemetry::is_filter(&self.log.filter) {
             problems.add("log.filter", format!("expected a level such as \"info\": {text}"));
         }
@@ -596,6 +606,7 @@ impl Config {
             },
             drill: self.drill.settings(),
             kdf: Kdf::Strong,
+            places: Places { store: self.store_zones.clone(), key: self.key_zones.clone() },
         }
     }
 

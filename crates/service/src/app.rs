@@ -1,6 +1,6 @@
 //! The service as the API sees it, and the parts it is wired from.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -50,6 +50,8 @@ pub(crate) struct Parts {
     pub(crate) work_bell: Notify,
     /// Where backups are tried out, if there is such a place.
     pub(crate) stage: Option<Arc<dyn Stage>>,
+    /// Projects that are asked about as a whole just now.
+    pub(crate) fleets: Mutex<HashSet<ProjectId>>,
     /// Rung when a proof was enqueued.
     pub(crate) proof_bell: Notify,
     /// Whose backup was proved last.
@@ -134,6 +136,7 @@ impl App {
                 running: Mutex::default(),
                 work_bell: Notify::new(),
                 stage: wiring.stage,
+                fleets: Mutex::default(),
                 proof_bell: Notify::new(),
                 last_proved: Mutex::default(),
                 rest_until: Mutex::default(),

@@ -28,7 +28,7 @@ use crate::facts::{Asker, distinct};
 use crate::pace::Estimate;
 
 /// Other backups of a server that are looked at for one refused question.
-const OTHER_ITEMS_MAX: u32 = 3;
+pub(crate) const OTHER_ITEMS_MAX: u32 = 3;
 /// Servers whose backups, or that themselves, are looked up for a whole request.
 const SOURCES_MAX: usize = 16;
 /// Questions that are asked in place of refused ones, for a whole request.
@@ -310,7 +310,7 @@ impl Parts {
 }
 
 /// Whether another backup might not be refused so.
-fn concerns_item(refusal: &Refusal) -> bool {
+pub(crate) fn concerns_item(refusal: &Refusal) -> bool {
     matches!(
         refusal,
         Refusal::ItemNotFound(_)

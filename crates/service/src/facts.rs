@@ -83,6 +83,20 @@ impl Parts {
         asker: Asker<'_>,
         time_left: Duration,
     ) -> Result<Vec<restore::Facts>, StoreError> {
+        let server_ids = distinct(questions.iter().map(|question| &question.server));
+        let servers = self.find_servers(project, &server_ids, asker, time_left);
+        self.gather_restore_on(servers, project, questions, asker, time_left).await
+    }
+
+    /// The same, where the targets are looked up by `servers`.
+    pub(crate) async fn gather_restore_on(
+        &self,
+        servers: impl Future<Output = HashMap<ServerId, Fact<Server>>>,
+        project: &ProjectId,
+        questions: &[restore::Question],
+        asker: Asker<'_>,
+        time_left: Duration,
+    ) -> Result<Vec<restore::Facts>, StoreError> {
         let item_ids = distinct(questions.iter().map(|question| &question.item));
         let server_ids = distinct(questions.iter().map(|question| &question.server));
         let volume_ids = distinct(
@@ -92,7 +106,7 @@ impl Parts {
             self.find_stored(project, &item_ids, asker, time_left),
             self.find_proofs(project, &item_ids, asker.demand()),
             self.store.holders(&server_ids, &volume_ids, asker.job()),
-            self.find_servers(project, &server_ids, asker, time_left),
+            servers,
         );
         let Stored { items, snapshots, data } = stored?;
         let (holders, proofs) = (holders?, weighed?);

@@ -10,6 +10,7 @@ pub mod context;
 mod deletion;
 pub mod error;
 pub mod explain;
+pub mod fleet;
 pub mod identity;
 pub mod items;
 pub mod keys;

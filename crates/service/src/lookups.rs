@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, WeakShared};
-use kedge_core::ids::ProjectId;
+use kedge_core::ids::{ProjectId, ServerId};
 use kedge_core::ports::{Cloud, CloudError, ServerRef};
 use kedge_core::resource::Server;
-use tokio::sync::Semaphore;
+use tokio::sync::{AcquireError, Semaphore};
 
 type Answer = Result<Option<Server>, CloudError>;
 type Pending = BoxFuture<'static, Answer>;
@@ -62,10 +62,20 @@ impl Lookups {
         pending.await
     }
 
+    /// The servers of a project, as the cloud lists them now.
+    pub(crate) async fn list_servers(
+        &self,
+        project: &ProjectId,
+    ) -> Result<Vec<ServerId>, CloudError> {
+        let share = self.share(project);
+        let _own = share.acquire().await.map_err(closed)?;
+        let _common = self.all.acquire().await.map_err(closed)?;
+        self.cloud.list_servers(project).await
+    }
+
     fn ask(&self, of: ServerRef) -> Pending {
         let (cloud, all, share) = (self.cloud.clone(), self.all.clone(), self.share(&of.project));
         async move {
-            let closed = |_| CloudError::retryable("look-ups have ended");
             // The project's own share first: who waits for it holds nothing of the others'.
             let _own = share.acquire().await.map_err(closed)?;
             let _common = all.acquire().await.map_err(closed)?;
@@ -81,4 +91,8 @@ impl Lookups {
         let fresh = || Arc::new(Semaphore::new(self.per_project_max));
         shares.entry(project.clone()).or_insert_with(fresh).clone()
     }
+}
+
+fn closed(_: AcquireError) -> CloudError {
+    CloudError::retryable("look-ups have ended")
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kedge_core::fleet::Places;
 use kedge_core::job::Lease;
 use kedge_core::protect;
 use kedge_engine::layer::Rates;
@@ -33,6 +34,8 @@ pub struct Settings {
     pub drill: Drill,
     /// Cost of the key derivation of new repositories.
     pub kdf: Kdf,
+    /// Where store and key lie, for questions about lost zones.
+    pub places: Places,
 }
 
 /// How what is stored is read back in the background.
@@ -121,6 +124,7 @@ impl Default for Settings {
             verify: Verify::default(),
             drill: Drill::default(),
             kdf: Kdf::Strong,
+            places: Places::default(),
         }
     }
 }

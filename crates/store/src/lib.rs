@@ -26,6 +26,7 @@ mod proofs;
 mod receipts;
 mod repositories;
 mod restores;
+mod servers;
 mod text;
 mod tokens;
 mod watches;

@@ -12,6 +12,7 @@ pub mod checkpoint;
 pub mod checkpoint_item;
 pub mod error;
 pub mod explain;
+pub mod fleet;
 pub mod identity;
 pub mod plan;
 pub mod proof;

@@ -2,6 +2,7 @@
 
 pub(crate) mod checkpoints;
 pub(crate) mod checks;
+pub(crate) mod fleet;
 pub(crate) mod identity;
 pub(crate) mod items;
 pub(crate) mod plans;

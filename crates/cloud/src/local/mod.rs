@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use kedge_core::checkpoint::ChangeToken;
-use kedge_core::ids::{ServerId, VolumeId};
+use kedge_core::ids::{ProjectId, ServerId, VolumeId};
 use kedge_core::ports::{Cloud, CloudError, DiskReader, DiskWriter, OpenSnapshot, ServerRef};
 use kedge_core::resource::Server;
 use tokio::sync::Semaphore;
@@ -162,6 +162,11 @@ impl Cloud for LocalCloud {
         let of = of.clone();
         self.look_up(move |cloud| cloud.look_for(&of)?.map(|found| found.describe()).transpose())
             .await
+    }
+
+    async fn list_servers(&self, project: &ProjectId) -> Result<Vec<ServerId>, CloudError> {
+        let project = project.clone();
+        self.look_up(move |cloud| cloud.servers_of(&project)).await
     }
 
     async fn create_snapshots(

@@ -4,12 +4,12 @@
 //! server's state changes under the lock of its folder and is durable before anybody acts
 //! on it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use kedge_core::ids::{ServerId, VolumeId};
+use kedge_core::ids::{ProjectId, ServerId, VolumeId};
 use kedge_core::ports::{CloudError, CloudErrorKind, DiskReader, ServerRef};
 use kedge_core::resource::{Content, Server, ServerStatus, StorageClass, Volume, VolumeStatus};
 use rustix::fs::Advice;
@@ -103,6 +103,17 @@ impl Shared {
             0 | 1 => Ok(matching.pop().filter(|found| found.server.project == of.project)),
             _ => Err(CloudError::permanent(format!("two folders declare server {:?}", of.server))),
         }
+    }
+
+    /// The servers that a project's declarations tell of; two of the same are one.
+    pub(super) fn servers_of(&self, project: &ProjectId) -> Result<Vec<ServerId>, CloudError> {
+        let mut servers = BTreeSet::new();
+        self.visit(|found| {
+            if found.server.project == *project {
+                servers.insert(found.server.id.clone());
+            }
+        })?;
+        Ok(servers.into_iter().collect())
     }
 
     pub(super) fn get(&self, of: &ServerRef) -> Result<Found, CloudError> {

@@ -13,6 +13,8 @@ use tokio::sync::Notify;
 pub enum SimOp {
     /// `Cloud::find_server`.
     FindServer,
+    /// `Cloud::list_servers`.
+    ListServers,
     /// `Cloud::create_snapshots`.
     CreateSnapshots,
     /// `Cloud::open_snapshot`.
@@ -55,8 +57,9 @@ pub enum SimOp {
 
 impl SimOp {
     /// Every call, for tests that break each once.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::FindServer,
+        Self::ListServers,
         Self::CreateSnapshots,
         Self::OpenSnapshot,
         Self::ConfirmSnapshots,

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use kedge_core::checkpoint::ChangeToken;
-use kedge_core::ids::{ServerId, VolumeId};
+use kedge_core::ids::{ProjectId, ServerId, VolumeId};
 use kedge_core::ports::{
     Clock, Cloud, CloudError, DiskReader, DiskWriter, OpenSnapshot, ServerRef,
 };
@@ -405,6 +405,10 @@ impl Cloud for SimCloud {
         self.shared
             .call(SimOp::FindServer, |state| Ok(state.find(of).map(|sim| state.describe(sim))))
             .await
+    }
+
+    async fn list_servers(&self, project: &ProjectId) -> Result<Vec<ServerId>, CloudError> {
+        self.shared.call(SimOp::ListServers, |state| Ok(state.servers_of(project))).await
     }
 
     async fn create_snapshots(

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use kedge_core::checkpoint::ChangeToken;
-use kedge_core::ids::{ServerId, VolumeId};
+use kedge_core::ids::{ProjectId, ServerId, VolumeId};
 use kedge_core::ports::{CloudError, ServerRef};
 use kedge_core::resource::{
     Content, Server, ServerKind, ServerStatus, Sharing, StorageClass, Volume, VolumeStatus,
@@ -71,6 +71,11 @@ impl State {
 
     pub(super) fn find(&self, of: &ServerRef) -> Option<&SimServer> {
         self.servers.get(&of.server).filter(|sim| sim.server.project_id == of.project)
+    }
+
+    pub(super) fn servers_of(&self, project: &ProjectId) -> Vec<ServerId> {
+        let theirs = self.servers.values().filter(|sim| sim.server.project_id == *project);
+        theirs.map(|sim| sim.server.id.clone()).collect()
     }
 
     /// A server as it shows: its volumes are half written where their disks are marked.

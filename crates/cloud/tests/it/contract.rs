@@ -27,6 +27,7 @@ macro_rules! contract {
 
 contract!(
     a_server_is_found_by_its_project_alone,
+    a_projects_servers_are_listed_and_no_others,
     nothing_is_done_for_another_project,
     undoing_what_is_not_there_succeeds_and_changes_nothing,
     a_snapshot_reads_as_the_disks_at_its_moment,
@@ -90,6 +91,13 @@ async fn a_server_is_found_by_its_project_alone(stage: &dyn Stage) {
         let absent = ServerRef { server: ServerId::asked(text), ..of.clone() };
         assert_eq!(cloud.find_server(&absent).await.unwrap(), None, "{text:?}");
     }
+}
+
+async fn a_projects_servers_are_listed_and_no_others(stage: &dyn Stage) {
+    let cloud = stage.open();
+    let ServerRef { project, server } = stage.server();
+    assert_eq!(cloud.list_servers(&project).await.unwrap(), [server]);
+    assert_eq!(cloud.list_servers(&ProjectId::new("another")).await.unwrap(), []);
 }
 
 async fn nothing_is_done_for_another_project(stage: &dyn Stage) {

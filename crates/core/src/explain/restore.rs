@@ -134,6 +134,7 @@ impl Explainer<'_> {
             | Refusal::ItemLeased { .. }
             | Refusal::TooManyLeases(_)
             | Refusal::Unseen(_)
+            | Refusal::NeverBackedUp(_)
             | Refusal::TooManyTags => Vec::new(),
         }
     }
@@ -265,7 +266,7 @@ impl Explainer<'_> {
                 self.wait(Until::SourceAnswers, &[])
             }
             Unknown::DamageNotLocated => self.wait(Until::DamageIsLocated, &[]),
-            Unknown::KeyUnavailable => Repair::TellOperator(why),
+            Unknown::KeyUnavailable | Unknown::PlaceNotTold => Repair::TellOperator(why),
         }
     }
 

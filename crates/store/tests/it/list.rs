@@ -1,6 +1,7 @@
-use kedge_core::checkpoint::Item;
-use kedge_core::ids::ItemId;
+use kedge_core::checkpoint::{Checkpoint, Item};
+use kedge_core::ids::{ItemId, ServerId};
 use kedge_core::status::ItemStatus;
+use kedge_core::tag::Tag;
 use kedge_store::{Direction, ItemFilter, PageRequest, SortKey, Store, StoreError};
 
 use crate::fixture::*;
@@ -227,4 +228,41 @@ fn every_word_of_a_sort_reads_back() {
     }
     assert_eq!(SortKey::from_word("size"), None);
     assert_eq!(Direction::from_word("ASC"), None);
+}
+
+#[tokio::test]
+async fn the_servers_with_backups_are_listed_by_pages_and_found_by_tag() {
+    let store = Store::open_in_memory().await.unwrap();
+    let tag = |value: &str| Tag::new("env", value).unwrap();
+    // Two backups of every third server; the later one has no tag.
+    for number in 0..12 {
+        let mut one = item(number);
+        one.source.id = server_id(number % 9);
+        one.tags = if number < 9 && number % 2 == 0 { vec![tag("prod")] } else { vec![tag("x")] };
+        store.adopt(&checkpoint_of(vec![one])).await.unwrap();
+    }
+    let mut foreign = item(50);
+    foreign.project_id = stranger();
+    foreign.source.id = server_id(50);
+    let foreign = Checkpoint { project_id: stranger(), ..checkpoint_of(vec![foreign]) };
+    store.adopt(&foreign).await.unwrap();
+
+    let all: Vec<_> = (0..9).map(server_id).collect();
+    for most in [1, 4, 9, 100] {
+        let mut walked: Vec<ServerId> = Vec::new();
+        loop {
+            let page = store.list_backed_up_servers(&project(), walked.last(), most).await.unwrap();
+            assert!(page.len() <= usize::try_from(most).unwrap());
+            if page.is_empty() {
+                break;
+            }
+            walked.extend(page);
+        }
+        assert_eq!(walked, all);
+    }
+    let asked: Vec<_> = [0, 1, 2, 50, 77].map(server_id).to_vec();
+    let found = store.find_tagged_servers(&project(), &asked, &tag("prod")).await.unwrap();
+    assert_eq!(found, [0, 2].map(server_id).into_iter().collect());
+    let found = store.find_tagged_servers(&stranger(), &asked, &tag("prod")).await.unwrap();
+    assert!(found.is_empty());
 }

@@ -4,6 +4,7 @@
 
 mod damage;
 mod field;
+mod fleet;
 mod flow;
 mod http;
 mod oracle;

@@ -4,6 +4,7 @@
 mod clients;
 mod explain;
 mod fields;
+mod fleet;
 mod golden;
 mod limits;
 mod secrets;
