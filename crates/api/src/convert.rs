@@ -381,6 +381,7 @@ mod tests {
             updated_at: at(3),
             protected_at: Some(at(1)),
             finished_at: Some(at(2)),
+            sequence: None,
             tags: vec![Tag::new("env", "prod").unwrap()],
             volumes: vec![VolumeBackup {
                 id: VolumeBackupId::asked("f18b3d60-2e9c-4a75-b1c4-7d05e8a2936f"),

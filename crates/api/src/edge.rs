@@ -2,7 +2,9 @@
 //! once, a limit of time, an end to panics, one form of error, one line in the log.
 //!
 //! A call that is dropped, because its client went away, frees its place and whatever its
-//! handler held, since all of it lives in one future.
+//! handler held, since all of it lives in one future. An answer that is streamed goes on
+//! after its call ended: it has limits of its own (`service::fleet`), and a panic in it ends the
+//! connection.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;

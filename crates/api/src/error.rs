@@ -191,7 +191,7 @@ pub(crate) fn status_of(code: Code) -> StatusCode {
         | Code::EvidenceTooWeak
         | Code::ItemLeased
         | Code::PlanMoved
-        | Code::NeverBackedUp
+        | Code::NoAvailableBackup
         | Code::TooManyLeases => StatusCode::BAD_REQUEST,
         Code::Unauthenticated => StatusCode::UNAUTHORIZED,
         Code::Forbidden => StatusCode::FORBIDDEN,

@@ -71,15 +71,18 @@ fn summary(summary: &Summary) -> wire::FleetLine {
         servers: summary.servers,
         restorable: summary.restorable,
         refused: summary.servers.saturating_sub(summary.restorable),
-        complete: summary.gap.is_none(),
-        gap: match summary.gap {
-            None => "",
-            Some(Gap::TimeOver) => "time_over",
-            Some(Gap::NotListed) => "cloud_silent",
-        }
-        .to_owned(),
+        lost: summary.lost,
+        complete: summary.gaps.is_empty(),
+        gaps: summary.gaps.iter().map(|gap| gap_word(*gap).to_owned()).collect(),
         causes: summary.groups.iter().map(group).collect(),
     })
+}
+
+fn gap_word(gap: Gap) -> &'static str {
+    match gap {
+        Gap::NotListed => "cloud_silent",
+        Gap::TimeOver => "time_over",
+    }
 }
 
 fn group(group: &Group) -> wire::FleetGroup {

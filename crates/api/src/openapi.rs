@@ -23,7 +23,7 @@ const ERRORS: [(&str, &str); 11] = [
     ("405", "Another method"),
     ("413", "Too large"),
     ("415", "Not JSON"),
-    ("429", "Too many logins"),
+    ("429", "Too many at once"),
     ("500", "Internal error, and some refusals published with this status"),
     ("503", "Unavailable"),
     ("504", "It took too long"),

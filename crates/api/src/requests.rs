@@ -258,8 +258,8 @@ pub(crate) fn fleet(body: &Value) -> Result<(FleetQuestion, Show), Error> {
             question.losses.zones = zones.into_iter().map(zone).collect::<Result<_, _>>()?;
         }
         let flag = |name| lost.field(name).given().map(|field| field.flag()).transpose();
-        question.losses.has_store = flag("store")?.unwrap_or(false);
-        question.losses.has_key = flag("key")?.unwrap_or(false);
+        question.losses.is_store_lost = flag("store")?.unwrap_or(false);
+        question.losses.is_key_lost = flag("key")?.unwrap_or(false);
     }
     if let Some(field) = fleet.field("seconds").given() {
         let most = FLEET_TIME_MAX.as_secs();

@@ -65,7 +65,7 @@ async fn accept(
     let permit = connections.clone().acquire_owned().await.ok()?;
     match listener.accept().await {
         Ok((stream, _)) => {
-            // Answers are small and whole, so there is nothing to wait for.
+            // Answers are whole, or come in whole lines: there is nothing to wait for.
             if let Err(error) = stream.set_nodelay(true) {
                 debug!(%error, "no TCP_NODELAY: {error}");
             }

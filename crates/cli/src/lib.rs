@@ -248,7 +248,7 @@ impl Client {
         fleet: FleetParam,
         mut tell: impl FnMut(FleetLine),
     ) -> Result<(), ClientError> {
-        let time = Duration::from_secs(fleet.seconds.unwrap_or(0)) + CALL_TIME * 2;
+        let time = Duration::from_secs(fleet.seconds.unwrap_or(0)).saturating_add(CALL_TIME * 2);
         let call = self.call(Method::POST, "fleet")?.timeout(time).json(&FleetBody { fleet });
         let mut answer = good(call.send().await?).await?;
         let status = answer.status().as_u16();

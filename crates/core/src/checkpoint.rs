@@ -54,6 +54,9 @@ pub struct Item {
     pub protected_at: Option<Timestamp>,
     /// When the backup was complete.
     pub finished_at: Option<Timestamp>,
+    /// Its place in the order in which the project's backups were finished, from 1 on. The
+    /// catalogue gives it, whatever clocks say; none while it is being made.
+    pub sequence: Option<u64>,
     /// Users' tags, at most [`crate::tag::TAGS_MAX`].
     pub tags: Vec<Tag>,
     /// Backups of its disks, in device order.
@@ -248,6 +251,7 @@ pub(crate) mod tests {
             updated_at: at,
             protected_at: None,
             finished_at: None,
+            sequence: None,
             tags: Vec::new(),
             volumes: sizes.iter().enumerate().map(volume).collect(),
             fault: None,

@@ -73,7 +73,7 @@ codes! {
     DamageNotLocated "KEDGE.0014" "something in the repository is damaged, and whether the backup needs it is not known yet; ask again";
     PlanMoved "KEDGE.0015" "something is not as it was when the plan was made; the text says what it was and is";
     TooManyLeases "KEDGE.0016" "as many plans of the project hold leases as may; end one, or let it run out";
-    NeverBackedUp "KEDGE.0017" "the server has no available backup";
+    NoAvailableBackup "KEDGE.0017" "the server has no available backup";
     PlaceNotTold "KEDGE.0018" "whether the repository and its key outlast the loss of a zone is unknown: the settings do not tell where they lie";
     Unauthenticated "KEDGE.4010" "no token, or one that is unknown, expired or revoked; or a wrong user or password";
     Forbidden "KEDGE.4030" "the token does not entitle to this call or project";
@@ -84,7 +84,7 @@ codes! {
     MethodNotAllowed "KEDGE.4050" "the path exists, the method does not";
     TooLarge "KEDGE.4130" "the request is larger than the configured limit";
     MediaType "KEDGE.4150" "the body must be application/json";
-    TooManyRequests "KEDGE.4290" "too many logins at once, or too many that failed; try again later";
+    TooManyRequests "KEDGE.4290" "too many logins at once or too many that failed, too many proofs that wait, or too many questions about fleets; try again later";
     Timeout "KEDGE.5040" "the request took longer than the configured limit";
 }
 

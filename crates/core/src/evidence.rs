@@ -1,7 +1,9 @@
 //! What is known of the bytes that backups consist of, and since when.
 //!
 //! Reading back goes through a whole repository, pack by pack, so what is known is known of
-//! all backups that were complete before a moment; none needs a record of its own.
+//! all backups that were complete before a moment; none needs a record of its own. Which were
+//! is told by the order in which the catalogue saw them finished: a clock that was wrong
+//! and was set back would call read what nobody has read.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,12 +20,16 @@ pub struct Watch {
     /// When every pack was last looked for in the store. Those that were missing, or had
     /// not their size, are recorded as damaged.
     pub present_at: Option<Timestamp>,
-    /// Everything stored before this moment was read back after it, once at least.
+    /// The last backup that was finished before that.
+    pub present_upto: u64,
+    /// Everything there was at this moment was read back after it, once at least.
     pub watched_since: Option<Timestamp>,
-    /// Everything stored before this moment was read back once at least.
-    pub new_read_at: Option<Timestamp>,
-    /// Everything stored before this moment was read back after it.
+    /// The last backup up to which everything was read back once at least.
+    pub new_read_upto: u64,
+    /// Everything there was at this moment was read back after it.
     pub all_read_at: Option<Timestamp>,
+    /// The last backup that was finished before that.
+    pub all_read_upto: u64,
     /// The round through everything that is under way.
     pub round: Option<Round>,
     /// When the round last went on.
@@ -39,6 +45,9 @@ pub struct Watch {
 pub struct Round {
     /// When it began.
     pub began_at: Timestamp,
+    /// The last backup that was finished before that.
+    #[serde(default)]
+    pub upto: u64,
     /// The pack after which it goes on.
     pub after: Option<String>,
 }
@@ -96,7 +105,9 @@ impl Evidence {
         if demand.grade == Grade::Recorded && demand.age_max.is_none() {
             return true;
         }
-        let is_fresh = |at| demand.age_max.is_none_or(|max| now.since(at) <= max);
+        // What was seen later than now was seen by a clock that was wrong: how old it is
+        // nobody knows.
+        let is_fresh = |at| demand.age_max.is_none_or(|max| at <= now && now.since(at) <= max);
         self.seen_at(demand.grade).is_some_and(is_fresh)
     }
 }
@@ -107,18 +118,16 @@ const GO_ON_BYTES_MIN: u64 = 64 << 20;
 const GAP_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Watch {
-    /// What is known of a backup that was complete at this moment, and of which proofs say
-    /// this.
-    pub fn evidence(&self, finished_at: Option<Timestamp>, proven: &Proven) -> Evidence {
-        let after = |seen: Option<Timestamp>| {
-            seen.zip(finished_at).filter(|(seen, finished)| finished < seen).map(|(seen, _)| seen)
-        };
+    /// What is known of a backup with this place in the order of its project's, and of which
+    /// proofs say this.
+    pub fn evidence(&self, sequence: Option<u64>, proven: &Proven) -> Evidence {
+        let is_among = |upto: u64| sequence.is_some_and(|sequence| sequence <= upto);
         // What a backup shares with older ones was read when those were; all of it after
         // the last round began, or the first.
-        let is_read = after(self.new_read_at.max(self.all_read_at)).is_some();
+        let is_read = is_among(self.new_read_upto.max(self.all_read_upto));
         let read_since = self.all_read_at.max(self.watched_since).filter(|_| is_read);
         let read_since = read_since.max(proven.read_at);
-        let present_at = after(self.present_at);
+        let present_at = self.present_at.filter(|_| is_among(self.present_upto));
         let drilled = proven.drilled;
         let evidence = Evidence { grade: Grade::Recorded, read_since, present_at, drilled };
         let is_of = |grade: &Grade| evidence.seen_at(*grade).is_some();
@@ -127,9 +136,26 @@ impl Watch {
         Evidence { grade, ..evidence }
     }
 
+    /// Forgets what was seen later than now, by a clock that was wrong: it is to be seen again.
+    pub fn forget_after(&mut self, now: Timestamp) {
+        let is_later = |at: Option<Timestamp>| at.is_some_and(|at| at > now);
+        if is_later(self.present_at) {
+            (self.present_at, self.present_upto) = (None, 0);
+        }
+        if is_later(self.watched_since) {
+            (self.watched_since, self.new_read_upto) = (None, 0);
+            self.read_index.clear();
+        }
+        if is_later(self.all_read_at) {
+            (self.all_read_at, self.all_read_upto) = (None, 0);
+        }
+        self.round.take_if(|round| round.began_at > now);
+        self.went_on_at.take_if(|at| *at > now);
+    }
+
     /// Whether there is nothing to read now: a round ended, and the next is not due.
     pub fn rests(&self, now: Timestamp, period: Duration) -> bool {
-        let is_fresh = |at: Timestamp| now.since(at) < period;
+        let is_fresh = |at: Timestamp| at <= now && now.since(at) < period;
         self.round.is_none() && self.all_read_at.is_some_and(is_fresh)
     }
 
@@ -171,33 +197,75 @@ mod tests {
     fn a_backup_is_known_by_what_was_seen_after_it_was_complete() {
         let watch = Watch {
             present_at: Some(at(50)),
+            present_upto: 50,
             watched_since: Some(at(5)),
-            new_read_at: Some(at(40)),
+            new_read_upto: 40,
             all_read_at: Some(at(20)),
+            all_read_upto: 20,
             ..Watch::default()
         };
-        for (finished, grade, read_since, present_at) in [
+        for (sequence, grade, read_since, present_at) in [
             (None, Grade::Recorded, None, None),
             (Some(10), Grade::Read, Some(20), Some(50)),
             (Some(20), Grade::Read, Some(20), Some(50)),
             (Some(30), Grade::Read, Some(20), Some(50)),
-            (Some(40), Grade::Present, None, Some(50)),
-            (Some(50), Grade::Recorded, None, None),
+            (Some(41), Grade::Present, None, Some(50)),
+            (Some(51), Grade::Recorded, None, None),
         ] {
             let (read_since, present_at) = (read_since.map(at), present_at.map(at));
             let expected = Evidence { grade, read_since, present_at, drilled: None };
-            let known = watch.evidence(finished.map(at), &Proven::default());
-            assert_eq!(known, expected, "{finished:?}");
+            let known = watch.evidence(sequence, &Proven::default());
+            assert_eq!(known, expected, "{sequence:?}");
         }
         let nothing = Proven::default();
-        assert_eq!(Watch::default().evidence(Some(at(1)), &nothing).grade, Grade::Recorded);
-        let first = Watch { all_read_at: None, ..watch };
-        assert_eq!(first.evidence(Some(at(30)), &nothing).read_since, Some(at(5)));
+        assert_eq!(Watch::default().evidence(Some(1), &nothing).grade, Grade::Recorded);
+        let first = Watch { all_read_at: None, all_read_upto: 0, ..watch };
+        assert_eq!(first.evidence(Some(30), &nothing).read_since, Some(at(5)));
+    }
+
+    #[test]
+    fn what_was_seen_later_than_now_has_no_age() {
+        let seen = |seconds| Evidence {
+            grade: Grade::Read,
+            read_since: Some(at(seconds)),
+            present_at: None,
+            drilled: None,
+        };
+        let demand =
+            |age: Option<u64>| Demand { grade: Grade::Read, age_max: age.map(Duration::from_secs) };
+        assert!(seen(100).meets(&demand(Some(10)), at(100)));
+        assert!(!seen(101).meets(&demand(Some(10)), at(100)));
+        assert!(seen(101).meets(&demand(None), at(100)), "that it was read is no matter of age");
+        let watch = Watch { all_read_at: Some(at(101)), ..Watch::default() };
+        assert!(!watch.rests(at(100), Duration::from_secs(1000)));
+    }
+
+    #[test]
+    fn what_was_seen_later_than_now_is_seen_again() {
+        let round = |began| Some(Round { began_at: at(began), upto: 4, after: None });
+        let read_index: BTreeSet<String> = ["index".to_owned()].into();
+        let watch = |seconds| Watch {
+            present_at: Some(at(seconds)),
+            present_upto: 4,
+            watched_since: Some(at(seconds)),
+            new_read_upto: 4,
+            all_read_at: Some(at(seconds)),
+            all_read_upto: 4,
+            round: round(seconds),
+            went_on_at: Some(at(seconds)),
+            read_index: read_index.clone(),
+            lost_index: true,
+        };
+        let mut known = watch(100);
+        known.forget_after(at(100));
+        assert_eq!(known, watch(100));
+        known.forget_after(at(99));
+        assert_eq!(known, Watch { lost_index: true, ..Watch::default() });
     }
 
     #[test]
     fn a_proof_counts_beside_what_watching_saw_and_only_a_boot_makes_the_best_grade() {
-        let watch = Watch { present_at: Some(at(50)), ..Watch::default() };
+        let watch = Watch { present_at: Some(at(50)), present_upto: 10, ..Watch::default() };
         let drill = |outcome| Some(Drilled { at: at(60), outcome });
         for (read_at, drilled, grade) in [
             (None, None, Grade::Present),
@@ -207,7 +275,7 @@ mod tests {
             (Some(60), drill(DrillOutcome::Booted), Grade::Drilled),
         ] {
             let proven = Proven { read_at: read_at.map(at), drilled };
-            let evidence = watch.evidence(Some(at(10)), &proven);
+            let evidence = watch.evidence(Some(10), &proven);
             assert_eq!(evidence.grade, grade, "{proven:?}");
         }
     }
@@ -248,7 +316,7 @@ mod tests {
         let ended = Watch { all_read_at: Some(at(0)), ..Watch::default() };
         assert!(ended.rests(at(30 * 86_400 - 1), month));
         assert!(!ended.rests(at(30 * 86_400), month));
-        let round = Some(Round { began_at: at(0), after: None });
+        let round = Some(Round { began_at: at(0), upto: 0, after: None });
         assert!(!Watch { round, ..ended }.rests(at(1), month));
         assert!(!Watch::default().rests(at(0), month));
     }

@@ -5,7 +5,7 @@
 
 use crate::fact::{Fact, Unknown};
 use crate::refusal::Refusal;
-use crate::restore::{self, Facts, Question, RestorePlan};
+use crate::restore::{self, Data, Facts, Question, RestorePlan};
 
 /// What is supposed to be lost.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,9 +13,9 @@ pub struct Losses {
     /// Availability zones, with everything in them.
     pub zones: Vec<String>,
     /// The store that the repositories lie in.
-    pub has_store: bool,
+    pub is_store_lost: bool,
     /// The key that opens the repositories.
-    pub has_key: bool,
+    pub is_key_lost: bool,
 }
 
 /// Where things lie that a lost zone would take with it, as the operator told.
@@ -37,58 +37,41 @@ pub struct Cause {
     pub is_supposed: bool,
 }
 
-/// What became of something when zones were lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Left {
-    Yes,
-    No,
-    NotTold,
-}
-
 impl Losses {
-    /// Whether nothing is supposed to be lost.
-    pub fn is_empty(&self) -> bool {
-        self.zones.is_empty() && !self.has_store && !self.has_key
+    /// Whether a server in this zone would be lost.
+    pub fn takes_server(&self, zone: &str) -> bool {
+        self.zones.iter().any(|lost| lost == zone)
     }
 
-    /// Makes of facts what they would be.
+    /// Makes of facts what they would be. What is known to be missing, or could not be
+    /// learned, stays so.
     fn suppose(&self, places: &Places, facts: &mut Facts) {
-        if facts.target.seen().is_some_and(|target| self.zones.contains(&target.zone)) {
+        if facts.target.seen().is_some_and(|target| self.takes_server(&target.zone)) {
             facts.target = Fact::Absent;
         }
-        match self.left(self.has_store, &places.store) {
-            Left::Yes => {}
-            Left::No => lose(facts, Unknown::RepositoryUnreachable),
-            Left::NotTold => lose(facts, Unknown::PlaceNotTold),
+        let key = self.lost(self.is_key_lost, Unknown::KeyUnavailable, &places.key);
+        let store = self.lost(self.is_store_lost, Unknown::RepositoryUnreachable, &places.store);
+        if let (Some(why), true) = (key.or(store), facts.snapshot.seen().is_some()) {
+            facts.snapshot = Fact::Unknown { why };
         }
-        match self.left(self.has_key, &places.key) {
-            Left::Yes => {}
-            Left::No => lose(facts, Unknown::KeyUnavailable),
-            Left::NotTold => lose(facts, Unknown::PlaceNotTold),
+        let is_whole = facts.data.seen().is_some_and(|data| *data == Data::Whole);
+        if let (Some(why), true) = (store.or(key), is_whole) {
+            facts.data = Fact::Unknown { why };
         }
     }
 
-    fn left(&self, is_lost: bool, places: &[String]) -> Left {
-        match (is_lost, self.zones.is_empty(), places.is_empty()) {
-            (true, ..) => Left::No,
-            (false, true, _) => Left::Yes,
-            (false, false, true) => Left::NotTold,
-            (false, false, false) if places.iter().all(|place| self.zones.contains(place)) => {
-                Left::No
-            }
-            (false, false, false) => Left::Yes,
+    /// Why a thing could not be used that lies in these places, if it could not.
+    fn lost(&self, is_lost: bool, why: Unknown, places: &[String]) -> Option<Unknown> {
+        if is_lost {
+            return Some(why);
         }
-    }
-}
-
-/// What was seen in the repository would be seen no more. What is known to be missing, or
-/// could not be learned, stays so: a loss makes nothing better.
-fn lose(facts: &mut Facts, why: Unknown) {
-    if facts.snapshot.seen().is_some() {
-        facts.snapshot = Fact::Unknown { why };
-    }
-    if facts.data.seen().is_some_and(|data| *data == restore::Data::Whole) {
-        facts.data = Fact::Unknown { why };
+        if self.zones.is_empty() {
+            return None;
+        }
+        if places.is_empty() {
+            return Some(Unknown::PlaceNotTold);
+        }
+        places.iter().all(|place| self.zones.contains(place)).then_some(why)
     }
 }
 
@@ -104,21 +87,24 @@ pub fn plan(
 ) -> Result<RestorePlan, Vec<Cause>> {
     let mut then = facts.clone();
     losses.suppose(places, &mut then);
-    let first = match restore::plan(question, &then) {
+    let reasons = match every_reason(question, &then) {
         Ok(plan) => return Ok(plan),
-        Err(refusal) => refusal,
+        Err(reasons) => reasons,
     };
-    let now: Vec<Refusal> = refusals(question, facts);
-    let mut then = refusals(question, &then);
-    if then.is_empty() {
-        then.push(first);
-    }
+    let now = every_reason(question, facts).err().unwrap_or_default();
     let cause = |refusal| Cause { is_supposed: !now.contains(&refusal), refusal };
-    Err(then.into_iter().map(cause).collect())
+    Err(reasons.into_iter().map(cause).collect())
 }
 
-fn refusals(question: &Question, facts: &Facts) -> Vec<Refusal> {
-    restore::violations(question, facts).into_iter().map(|(_, refusal)| refusal).collect()
+fn every_reason(question: &Question, facts: &Facts) -> Result<RestorePlan, Vec<Refusal>> {
+    restore::plan(question, facts).map_err(|first| {
+        let violations = restore::violations(question, facts).into_iter();
+        let mut reasons: Vec<Refusal> = violations.map(|(_, refusal)| refusal).collect();
+        if reasons.is_empty() {
+            reasons.push(first);
+        }
+        reasons
+    })
 }
 
 #[cfg(test)]
@@ -130,7 +116,7 @@ mod tests {
     use crate::fit::fit;
     use crate::resource::SERVER_TYPE;
     use crate::resource::tests::server_of;
-    use crate::restore::{Data, Mapping};
+    use crate::restore::Mapping;
     use crate::time::Timestamp;
 
     fn seen<T>(value: T) -> Fact<T> {
@@ -169,6 +155,13 @@ mod tests {
         (question, facts)
     }
 
+    fn without_what_was_stored(mut facts: Facts) -> Facts {
+        if let Fact::Seen { value: item, .. } = &mut facts.item {
+            item.volumes[0].stored = None;
+        }
+        facts
+    }
+
     fn codes(answer: &Result<RestorePlan, Vec<Cause>>) -> Vec<(Code, bool)> {
         let causes = answer.as_ref().err().into_iter().flatten();
         causes.map(|cause| (cause.refusal.code(), cause.is_supposed)).collect()
@@ -191,17 +184,22 @@ mod tests {
         use Code::{KeyUnavailable, PlaceNotTold, RepositoryUnreachable, ServerNotFound};
         let (question, facts) = restorable();
         let safe = || told(&["vault"], &["vault"]);
-        let store = Losses { has_store: true, ..Losses::default() };
-        let key = Losses { has_key: true, ..Losses::default() };
+        let store = Losses { is_store_lost: true, ..Losses::default() };
+        let key = Losses { is_key_lost: true, ..Losses::default() };
         for (losses, places, expected) in [
             (Losses::default(), Places::default(), vec![]),
-            (store, safe(), vec![RepositoryUnreachable]),
+            (store.clone(), safe(), vec![RepositoryUnreachable]),
             (key, safe(), vec![KeyUnavailable]),
+            (
+                Losses { is_key_lost: true, ..store },
+                safe(),
+                vec![KeyUnavailable, RepositoryUnreachable],
+            ),
             (zones(&["far"]), safe(), vec![]),
             (zones(&["far"]), Places::default(), vec![PlaceNotTold]),
             (zones(&["far"]), told(&[], &["vault"]), vec![PlaceNotTold]),
             (zones(&["far"]), told(&["vault"], &[]), vec![PlaceNotTold]),
-            (zones(&["vault"]), safe(), vec![RepositoryUnreachable]),
+            (zones(&["vault"]), safe(), vec![KeyUnavailable, RepositoryUnreachable]),
             (zones(&["vault"]), told(&["vault", "far"], &["vault"]), vec![KeyUnavailable]),
             (zones(&["vault"]), told(&["vault", "far"], &["far"]), vec![]),
             (zones(&["zone"]), safe(), vec![ServerNotFound]),
@@ -222,7 +220,7 @@ mod tests {
     fn what_is_so_already_is_not_put_down_to_the_loss() {
         let (question, mut facts) = restorable();
         facts.data = seen(Data::Damaged);
-        let key = Losses { has_key: true, ..Losses::default() };
+        let key = Losses { is_key_lost: true, ..Losses::default() };
         let answer = plan(&question, &facts, &key, &Places::default());
         assert_eq!(codes(&answer), [(Code::KeyUnavailable, true), (Code::DataDamaged, false)]);
         facts.target = Fact::Absent;
@@ -241,16 +239,18 @@ mod tests {
             Facts { snapshot: Fact::Absent, ..good.clone() },
             Facts { snapshot: unknown(Unknown::KeyUnavailable), ..good.clone() },
             Facts { data: seen(Data::Damaged), ..good.clone() },
-            Facts { data: Fact::Unknown { why: Unknown::DamageNotLocated }, ..good },
+            Facts { data: Fact::Unknown { why: Unknown::DamageNotLocated }, ..good.clone() },
+            // What no rule refuses and no plan can be made of.
+            without_what_was_stored(good),
         ];
-        let all = Losses { has_store: true, has_key: true, ..zones(&["zone", "far"]) };
+        let all = Losses { is_store_lost: true, is_key_lost: true, ..zones(&["zone", "far"]) };
         for facts in &worlds {
-            let now = refusals(&question, facts);
-            assert!(!now.is_empty());
+            let now = every_reason(&question, facts).unwrap_err();
             for losses in [Losses::default(), zones(&["zone"]), zones(&["far"]), all.clone()] {
                 let then = plan(&question, facts, &losses, &Places::default()).unwrap_err();
                 assert!(!then.is_empty());
-                if losses.is_empty() {
+                if losses == Losses::default() {
+                    assert!(then.iter().all(|cause| !cause.is_supposed));
                     let told: Vec<_> = then.into_iter().map(|cause| cause.refusal).collect();
                     assert_eq!(told, now);
                 }

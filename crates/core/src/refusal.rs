@@ -142,7 +142,7 @@ pub enum Refusal {
     /// So many plans of the project hold leases, and no more may.
     TooManyLeases(usize),
     /// There is no available backup of the server, so none can be restored.
-    NeverBackedUp(ServerId),
+    NoAvailableBackup(ServerId),
     /// A fact could not be learned.
     Unknown(Unknown),
     /// A bug: the rules let something through that a plan needs and nobody saw.
@@ -197,7 +197,7 @@ impl Refusal {
             Self::Unknown(Unknown::KeyUnavailable) => Code::KeyUnavailable,
             Self::Unknown(Unknown::DamageNotLocated) => Code::DamageNotLocated,
             Self::Unknown(Unknown::PlaceNotTold) => Code::PlaceNotTold,
-            Self::NeverBackedUp(_) => Code::NeverBackedUp,
+            Self::NoAvailableBackup(_) => Code::NoAvailableBackup,
             Self::Unseen(_) => Code::Internal,
             Self::TooManyTags => Code::TooManyTags,
         }
@@ -343,7 +343,7 @@ impl fmt::Display for Refusal {
             Self::Unknown(Unknown::PlaceNotTold) => f.write_str(
                 "Where the backup repository and its key lie is not told, so whether they would be lost is unknown.",
             ),
-            Self::NeverBackedUp(server) => {
+            Self::NoAvailableBackup(server) => {
                 write!(f, "There is no available backup of server ({server}).")
             }
             Self::Unseen(what) => write!(f, "planning without {what} failed"),

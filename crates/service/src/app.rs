@@ -1,6 +1,6 @@
 //! The service as the API sees it, and the parts it is wired from.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -50,8 +50,9 @@ pub(crate) struct Parts {
     pub(crate) work_bell: Notify,
     /// Where backups are tried out, if there is such a place.
     pub(crate) stage: Option<Arc<dyn Stage>>,
-    /// Projects that are asked about as a whole just now.
-    pub(crate) fleets: Mutex<HashSet<ProjectId>>,
+    /// Projects that are asked about as a whole just now, and until when at most, on the
+    /// monotonic clock.
+    pub(crate) fleets: Mutex<HashMap<ProjectId, Duration>>,
     /// Rung when a proof was enqueued.
     pub(crate) proof_bell: Notify,
     /// Whose backup was proved last.

@@ -101,8 +101,9 @@ impl Parts {
         mut items: Vec<ItemId>,
         kind: ProofKind,
     ) -> Result<(), StoreError> {
-        let lately = self.clock.now().minus(TRIED_LATELY);
-        let tried = self.store.proved_since(&items, kind, lately).await?;
+        let now = self.clock.now();
+        let lately = now.minus(TRIED_LATELY);
+        let tried = self.store.proved_since(&items, kind, lately, now).await?;
         items.retain(|item| !tried.contains(item));
         self.enqueue_proofs(project, &items, kind, Haste::Due).await.map(drop)
     }

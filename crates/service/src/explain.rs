@@ -80,7 +80,7 @@ impl App {
             let estimate = bytes.map(|bytes| parts.restore_pace.estimate(project, bytes));
             let evidence = facts.item.seen().map(|item| {
                 let proven = proven.get(&item.id).copied().unwrap_or_default();
-                watch.evidence(item.finished_at, &proven)
+                watch.evidence(item.sequence, &proven)
             });
             Explained { explanation, estimate, evidence, plan: None, at }
         };

@@ -63,7 +63,7 @@ struct Proofs {
 impl Proofs {
     fn evidence(&self, item: &Item) -> Evidence {
         let proven = self.proven.get(&item.id).copied().unwrap_or_default();
-        self.watch.evidence(item.finished_at, &proven)
+        self.watch.evidence(item.sequence, &proven)
     }
 }
 
@@ -97,6 +97,8 @@ impl Parts {
         asker: Asker<'_>,
         time_left: Duration,
     ) -> Result<Vec<restore::Facts>, StoreError> {
+        // What is told may be as old as the question, however long the answer took.
+        let asked_at = self.clock.now();
         let item_ids = distinct(questions.iter().map(|question| &question.item));
         let server_ids = distinct(questions.iter().map(|question| &question.server));
         let volume_ids = distinct(
@@ -116,7 +118,7 @@ impl Parts {
                 let item = items.get(&question.item);
                 restore::Facts {
                     item: match item {
-                        Some(item) => Fact::Seen { value: item.clone(), at: self.clock.now() },
+                        Some(item) => Fact::Seen { value: item.clone(), at: asked_at },
                         None => Fact::Absent,
                     },
                     target: servers.get(&question.server).cloned().unwrap_or(Fact::Absent),
@@ -190,19 +192,20 @@ impl Parts {
         let find = |id: &ServerId| {
             let of = ServerRef { project: project.clone(), server: id.clone() };
             async move {
+                let now = self.clock.now();
                 let asked = async {
                     match asker {
-                        Asker::Request(_) => self.lookups.find_server(&of).await,
+                        Asker::Request(_) => self.lookups.find_server(&of, now).await,
                         // A job acts on what it sees: an answer that was on its way before
                         // the job took its locks will not do.
-                        Asker::Job(_) => self.cloud.find_server(&of).await,
+                        Asker::Job(_) => (now, self.cloud.find_server(&of).await),
                     }
                 };
                 let answer = tokio::time::timeout(time_left, asked).await;
                 let fact = match answer {
-                    Ok(Ok(Some(server))) => Fact::Seen { value: server, at: self.clock.now() },
-                    Ok(Ok(None)) => Fact::Absent,
-                    Ok(Err(error)) => {
+                    Ok((at, Ok(Some(value)))) => Fact::Seen { value, at },
+                    Ok((_, Ok(None))) => Fact::Absent,
+                    Ok((_, Err(error))) => {
                         tracing::warn!(server.id = ?of.server, "cloud look-up failed: {error}");
                         Fact::Unknown { why: Unknown::CloudSilent }
                     }
@@ -268,7 +271,7 @@ impl Parts {
             return HashMap::new();
         }
         let ids: Vec<SnapshotId> = named.iter().map(|(_, id)| *id).collect();
-        let began = self.clock.monotonic();
+        let (asked_at, began) = (self.clock.now(), self.clock.monotonic());
         let judging = self.repositories.judge_data(project, &ids);
         let judged = match tokio::time::timeout(time_left, judging).await {
             Ok(judged) => judged.map_err(|error| {
@@ -281,9 +284,10 @@ impl Parts {
         let all =
             |fact: Fact<Data>| named.iter().map(|(id, _)| (id.clone(), fact.clone())).collect();
         match judged {
-            Ok(Judged::Whole) => all(Fact::Seen { value: Data::Whole, at: self.clock.now() }),
+            Ok(Judged::Whole) => all(Fact::Seen { value: Data::Whole, at: asked_at }),
             Ok(Judged::Walked(answers)) => {
-                let facts = answers.into_iter().map(|answer| self.data_fact(answer, time_left));
+                let facts =
+                    answers.into_iter().map(|answer| self.data_fact(answer, asked_at, time_left));
                 let items = named.iter().map(|(item, _)| item.clone());
                 items.zip(join_all(facts).await).collect()
             }
@@ -295,9 +299,9 @@ impl Parts {
         }
     }
 
-    async fn data_fact(&self, answer: Answer, time_left: Duration) -> Fact<Data> {
+    async fn data_fact(&self, answer: Answer, at: Timestamp, time_left: Duration) -> Fact<Data> {
         match tokio::time::timeout(time_left, answer).await {
-            Ok(Ok(value)) => Fact::Seen { value, at: self.clock.now() },
+            Ok(Ok(value)) => Fact::Seen { value, at },
             Ok(Err(error)) => {
                 tracing::warn!("the data of a backup cannot be judged: {error}");
                 let why = match &*error {

@@ -10,10 +10,12 @@ use futures::future::{BoxFuture, WeakShared};
 use kedge_core::ids::{ProjectId, ServerId};
 use kedge_core::ports::{Cloud, CloudError, ServerRef};
 use kedge_core::resource::Server;
+use kedge_core::time::Timestamp;
 use tokio::sync::{AcquireError, Semaphore};
 
 type Answer = Result<Option<Server>, CloudError>;
-type Pending = BoxFuture<'static, Answer>;
+/// With the moment it was asked at: what it tells may be as old.
+type Pending = BoxFuture<'static, (Timestamp, Answer)>;
 
 /// The cloud, asked with restraint. A look-up whose askers are all gone is dropped, and
 /// with it everything it held.
@@ -43,15 +45,15 @@ impl Lookups {
     }
 
     /// The server as the cloud reports it now, or as it answers a look-up that is already
-    /// on its way.
-    pub(crate) async fn find_server(&self, of: &ServerRef) -> Answer {
+    /// on its way; and when that was asked.
+    pub(crate) async fn find_server(&self, of: &ServerRef, now: Timestamp) -> (Timestamp, Answer) {
         let pending = {
             let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
             in_flight.retain(|_, pending| pending.upgrade().is_some());
             match in_flight.get(of).and_then(WeakShared::upgrade) {
                 Some(pending) => pending,
                 None => {
-                    let pending = self.ask(of.clone()).shared();
+                    let pending = self.ask(of.clone(), now).shared();
                     if let Some(weak) = pending.downgrade() {
                         in_flight.insert(of.clone(), weak);
                     }
@@ -73,15 +75,15 @@ impl Lookups {
         self.cloud.list_servers(project).await
     }
 
-    fn ask(&self, of: ServerRef) -> Pending {
+    fn ask(&self, of: ServerRef, now: Timestamp) -> Pending {
         let (cloud, all, share) = (self.cloud.clone(), self.all.clone(), self.share(&of.project));
-        async move {
+        let asked = async move {
             // The project's own share first: who waits for it holds nothing of the others'.
             let _own = share.acquire().await.map_err(closed)?;
             let _common = all.acquire().await.map_err(closed)?;
             cloud.find_server(&of).await
-        }
-        .boxed()
+        };
+        asked.map(move |answer| (now, answer)).boxed()
     }
 
     /// Shares nobody uses are forgotten, so the map is no larger than what is in flight.

@@ -216,6 +216,7 @@ fn item(manifest: &Manifest, snapshot: SnapshotRef) -> Result<Item, String> {
         updated_at: manifest.stored_at,
         protected_at: Some(manifest.protected_at),
         finished_at: Some(manifest.stored_at),
+        sequence: None,
         tags,
         volumes: manifest.volumes.iter().map(volume_backup).collect(),
         fault: None,

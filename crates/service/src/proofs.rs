@@ -230,7 +230,8 @@ impl Parts {
         }
         let now = self.clock.now();
         let (since, tried_since) = (now.minus(every), now.minus(TRIED_AGAIN.min(every)));
-        let Some((project, item)) = self.store.find_undrilled(since, tried_since).await? else {
+        let Some((project, item)) = self.store.find_undrilled(since, tried_since, now).await?
+        else {
             return Ok(false);
         };
         let items = std::slice::from_ref(&item);

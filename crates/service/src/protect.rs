@@ -129,6 +129,7 @@ impl Parts {
             updated_at: now,
             protected_at: None,
             finished_at: None,
+            sequence: None,
             tags: request.tags,
             volumes,
             fault: None,

@@ -120,7 +120,7 @@ impl Parts {
     ) -> Result<(), RepositoryError> {
         let mut watch = self.store.find_watch(project).await?;
         let repository = self.repositories.get(project).await?;
-        let now = self.clock.now();
+        let (upto, now) = (self.store.latest_sequence(project).await?, self.clock.now());
         let shared = repository.clone();
         let inventory = Arc::new(blocking(move || shared.take_inventory()).await?);
         for problem in &inventory.problems {
@@ -132,21 +132,28 @@ impl Parts {
         let misfits = blocking(move || seeker.0.find_misfits(&seeker.1)).await?;
         watched.damaged.extend(misfits.iter().map(|misfit| misfit.pack));
         self.record(&repository, misfits).await?;
-        watch.present_at = Some(now);
+        (watch.present_at, watch.present_upto) = (Some(now), upto);
         let is_gone = !watch.read_index.is_subset(&index);
         watch.lost_index |= is_gone || !inventory.problems.is_empty();
         watch.read_index.retain(|read| index.contains(read));
+        watch.forget_after(now);
         self.store.save_watch(project, &watch, now).await?;
         if watch.lost_index {
             watch.lost_index = !self.are_lists_whole(project, cancel).await?;
             watched.lost_indexes += usize::from(watch.lost_index);
         }
         let inventory = &inventory;
-        let run =
-            Run { parts: self, repository: &repository, inventory, inventory_at: now, cancel };
+        let run = Run {
+            parts: self,
+            repository: &repository,
+            inventory,
+            inventory_at: now,
+            upto,
+            cancel,
+        };
         if run.read_new(&mut watch, index, watched).await? {
             watch.watched_since = watch.watched_since.or(Some(now));
-            watch.new_read_at = Some(now);
+            watch.new_read_upto = upto;
         }
         self.store.save_watch(project, &watch, now).await?;
         run.go_on(&mut watch, watched).await?;
@@ -205,6 +212,8 @@ struct Run<'a> {
     inventory: &'a Arc<Inventory>,
     /// Just before it was taken: what is stored later is not in it.
     inventory_at: Timestamp,
+    /// The last backup that was finished before that.
+    upto: u64,
     cancel: &'a CancelFlag,
 }
 
@@ -246,7 +255,7 @@ impl Run<'_> {
             return Ok(());
         }
         let share = watch.share_bytes(now, self.inventory.bytes(), period);
-        let anew = || Round { began_at: self.inventory_at, after: None };
+        let anew = || Round { began_at: self.inventory_at, upto: self.upto, after: None };
         let round = watch.round.take().unwrap_or_else(anew);
         let after: Option<PackId> = round.after.as_ref().and_then(|id| id.parse().ok());
         let (shared, inventory) = (self.repository.clone(), self.inventory.clone());
@@ -259,7 +268,9 @@ impl Run<'_> {
         watch.went_on_at = Some(now);
         match next {
             Some(last) => watch.round = Some(Round { after: Some(last.to_string()), ..round }),
-            None => watch.all_read_at = Some(round.began_at),
+            None => {
+                (watch.all_read_at, watch.all_read_upto) = (Some(round.began_at), round.upto);
+            }
         }
         Ok(())
     }

@@ -50,6 +50,8 @@ type Names = Arc<BTreeSet<String>>;
 /// Answers that hold while a repository has these marks.
 struct Known {
     marks: Names,
+    /// The latest index objects: shared by all that began with the same.
+    index: Names,
     answers: HashMap<SnapshotId, Begun>,
     share: Arc<Semaphore>,
     cancel: CancelFlag,
@@ -80,7 +82,13 @@ impl Default for Wholeness {
 impl Known {
     fn new(marks: Names) -> Self {
         let share = Arc::new(Semaphore::new(WALKS_PER_PROJECT_MAX));
-        Self { marks, answers: HashMap::new(), share, cancel: CancelFlag::new() }
+        Self {
+            marks,
+            index: Names::default(),
+            answers: HashMap::new(),
+            share,
+            cancel: CancelFlag::new(),
+        }
     }
 
     /// Forgets what need not hold any more: failures, and damage that a backup since may
@@ -134,9 +142,13 @@ impl Wholeness {
             *known = Known::new(marks);
         }
         known.forget_passed(&index);
-        let Known { answers, share, cancel, .. } = known;
+        let Known { index: latest, answers, share, cancel, .. } = known;
+        if *latest != index {
+            *latest = index;
+        }
+        let index = latest;
         let begin = |id: SnapshotId| Begun {
-            index: Arc::clone(&index),
+            index: Arc::clone(index),
             answer: walk(
                 Arc::clone(repository),
                 [Arc::clone(share), Arc::clone(&self.walks)],

@@ -35,7 +35,9 @@ impl Store {
         tx.move_item(&job.project_id, item, ItemEvent::ProtectFinished, now).await?;
         tx.query(
             "UPDATE items SET protected_at = $1, finished_at = $2, method = $3, \
-             snapshot_id = $4, tree_id = $5, fault = NULL, progress = 100 WHERE id = $6",
+             snapshot_id = $4, tree_id = $5, fault = NULL, progress = 100, \
+             sequence = (SELECT COALESCE(MAX(s.sequence), 0) + 1 FROM items s \
+             WHERE s.project_id = $7) WHERE id = $6",
         )
         .bind(result.protected_at.as_micros())
         .bind(now.as_micros())
@@ -43,6 +45,7 @@ impl Store {
         .bind(result.snapshot.snapshot.clone())
         .bind(result.snapshot.tree.clone())
         .bind(item.as_str().to_owned())
+        .bind(job.project_id.as_str().to_owned())
         .execute(tx.conn())
         .await?;
         tx.store_volumes(item, &result.volumes).await?;

@@ -37,6 +37,7 @@ pub(crate) struct ItemRow {
     updated_at: i64,
     protected_at: Option<i64>,
     finished_at: Option<i64>,
+    sequence: Option<i64>,
 }
 
 /// A row of one of the three tables that an item consists of, in the columns of `items`: so
@@ -58,13 +59,13 @@ pub(crate) enum Part {
 /// The columns of a [`PartRow`] of `items`, aliased `i`.
 pub(crate) const ITEM_PART: &str = "0 AS part, i.id, i.checkpoint_id, i.project_id, i.job_id, \
      i.server_id, i.name, i.status, i.method, i.progress, i.details, i.fault, i.snapshot_id, \
-     i.tree_id, i.created_at, i.updated_at, i.protected_at, i.finished_at";
+     i.tree_id, i.created_at, i.updated_at, i.protected_at, i.finished_at, i.sequence";
 /// The same of `volume_backups`, aliased `v`; its position is where others are created.
 pub(crate) const VOLUME_PART: &str = "1, v.id, v.item_id, '', '', '', '', '', '', 0, v.details, \
-     v.stored, NULL, NULL, v.position, 0, NULL, NULL";
+     v.stored, NULL, NULL, v.position, 0, NULL, NULL, NULL";
 /// The same of `item_tags`, aliased `t`.
 pub(crate) const TAG_PART: &str = "2, '', t.item_id, '', '', '', t.tag_key, '', '', 0, \
-     t.tag_value, NULL, NULL, NULL, t.position, 0, NULL, NULL";
+     t.tag_value, NULL, NULL, NULL, t.position, 0, NULL, NULL, NULL";
 
 impl PartRow {
     pub(crate) fn part(self) -> Part {
@@ -156,6 +157,7 @@ impl ItemRow {
             updated_at: Timestamp::from_micros(self.updated_at),
             protected_at: self.protected_at.map(Timestamp::from_micros),
             finished_at: self.finished_at.map(Timestamp::from_micros),
+            sequence: self.sequence.and_then(|sequence| u64::try_from(sequence).ok()),
             tags: Vec::new(),
             volumes: Vec::new(),
         })

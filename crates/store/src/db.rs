@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,7 +41,8 @@ struct Db {
     read: SqlitePool,
     write: SqlitePool,
     meter: Meter,
-    down: AtomicBool,
+    /// How many more calls are answered; [`ALL`] while no outage is being tested.
+    answers: AtomicU64,
     owner: Mutex<Option<File>>,
 }
 
@@ -58,9 +59,15 @@ struct Meter {
 pub enum Outage {
     /// It answers.
     None,
-    /// Every call answers [`StoreError::Unavailable`] before it reaches the database.
+    /// So many more calls are answered; then every call answers
+    /// [`StoreError::Unavailable`] before it reaches the database.
+    After(u64),
+    /// None is.
     Total,
 }
+
+/// As many calls as there may be.
+const ALL: u64 = u64::MAX;
 
 impl Store {
     /// Opens the state in the file at `path`, makes it when there is none, and brings its
@@ -103,7 +110,7 @@ impl Store {
             write: read.clone(),
             read,
             meter: Meter::default(),
-            down: AtomicBool::new(false),
+            answers: AtomicU64::new(ALL),
             owner: Mutex::new(None),
         };
         Ok(Self { db: Arc::new(db) })
@@ -128,7 +135,7 @@ impl Store {
             read,
             write,
             meter: Meter::default(),
-            down: AtomicBool::new(false),
+            answers: AtomicU64::new(ALL),
             owner: Mutex::new(owner),
         };
         Ok(Self { db: Arc::new(db) })
@@ -156,7 +163,12 @@ impl Store {
 
     /// Begins or ends a pretended outage.
     pub fn set_outage(&self, outage: Outage) {
-        self.db.down.store(outage == Outage::Total, Ordering::SeqCst);
+        let answers = match outage {
+            Outage::None => ALL,
+            Outage::After(calls) => calls.min(ALL - 1),
+            Outage::Total => 0,
+        };
+        self.db.answers.store(answers, Ordering::SeqCst);
     }
 
     /// How many statements ran since the start.
@@ -198,10 +210,10 @@ impl Store {
     }
 
     fn answers(&self) -> Result<()> {
-        if self.db.down.load(Ordering::SeqCst) {
-            return Err(StoreError::Unavailable("an outage is being tested".to_owned()));
-        }
-        Ok(())
+        let spend = |left: u64| if left == ALL { Some(ALL) } else { left.checked_sub(1) };
+        let spent = self.db.answers.fetch_update(Ordering::SeqCst, Ordering::SeqCst, spend);
+        let outage = |_| StoreError::Unavailable("an outage is being tested".to_owned());
+        spent.map(drop).map_err(outage)
     }
 }
 

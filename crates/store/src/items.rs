@@ -231,6 +231,20 @@ impl Store {
         }
     }
 
+    /// The place of the project's backup that was finished last; 0 before the first.
+    ///
+    /// # Errors
+    /// The catalogue does not answer.
+    pub async fn latest_sequence(&self, project: &ProjectId) -> Result<u64> {
+        let mut tx = self.read_one().await?;
+        let row: (i64,) = tx
+            .query_as("SELECT COALESCE(MAX(sequence), 0) FROM items WHERE project_id = $1")
+            .bind(project.as_str().to_owned())
+            .fetch_one(tx.conn())
+            .await?;
+        Ok(u64::try_from(row.0).unwrap_or(0))
+    }
+
     /// What became of those of the items that the project has or had.
     ///
     /// # Errors
@@ -334,8 +348,10 @@ impl Tx<'_> {
             "INSERT INTO items (id, checkpoint_id, project_id, job_id, server_id, name, \
              name_folded, server_name_folded, zone, private_ip, public_ip, status, method, \
              progress, details, fault, snapshot_id, tree_id, created_at, updated_at, \
-             protected_at, finished_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, \
-             $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)",
+             protected_at, finished_at, sequence) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, \
+             $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, \
+             CASE WHEN $17 IS NULL THEN NULL ELSE (SELECT COALESCE(MAX(s.sequence), 0) + 1 \
+             FROM items s WHERE s.project_id = $3) END)",
         )
         .bind(item.id.as_str().to_owned())
         .bind(item.checkpoint_id.as_str().to_owned())
@@ -410,7 +426,7 @@ impl Which<'_> {
                 push_ids(builder, "i.id", ids.iter().map(ItemId::as_str));
             }
             Self::OfCheckpoint { project, checkpoint } => {
-                builder.push("i.project_id = ").push_bind(project.as_str().to_owned());
+                builder.push("i.project_id || '' = ").push_bind(project.as_str().to_owned());
                 builder.push(" AND i.checkpoint_id = ");
                 builder.push_bind(checkpoint.as_str().to_owned());
             }

@@ -94,6 +94,9 @@ impl JobRow {
     }
 }
 
+/// No job waits longer: what says so was written while the clock was wrong.
+const WAIT_MAX: Duration = Duration::from_secs(2 * 60 * 60);
+
 /// How long a job whose row cannot be read stays out of the way.
 const UNREADABLE_AGAIN: Duration = Duration::from_secs(60 * 60);
 
@@ -117,7 +120,7 @@ impl Store {
                  fence = fence + 1, updated_at = $3, \
                  restarts = restarts + CASE WHEN status = 'running' THEN 1 ELSE 0 END \
                  WHERE id = (SELECT id FROM jobs WHERE status <> 'done' \
-                 AND ((status = 'queued' AND run_at <= $3) \
+                 AND ((status = 'queued' AND (run_at <= $3 OR run_at > $4)) \
                  OR (status = 'running' AND lease_until <= $3)) \
                  ORDER BY run_at, created_at, id LIMIT 1) \
                  RETURNING id, project_id, work, fence, restarts, failures, cancel_requested, \
@@ -126,6 +129,7 @@ impl Store {
             .bind(owner.to_owned())
             .bind(lease_until.as_micros())
             .bind(now.as_micros())
+            .bind(now.plus(WAIT_MAX).as_micros())
             .fetch_optional(tx.conn())
             .await?;
         let Some(row) = row else { return Ok(None) };

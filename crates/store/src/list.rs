@@ -303,7 +303,15 @@ fn push_after(builder: &mut QueryBuilder<Sqlite>, sort: &[(SortKey, Direction)],
 
 fn push_filter(builder: &mut QueryBuilder<Sqlite>, filter: &ItemFilter) {
     builder.push("i.status <> 'deleted'");
-    push_project(builder, filter.project.as_ref());
+    // A record or a server has few backups, a project may have many: what is computed has no
+    // index.
+    let is_of_few = filter.checkpoint_id.is_some() || filter.resource_id.is_some();
+    match &filter.project {
+        Some(project) if is_of_few => {
+            builder.push(" AND i.project_id || '' = ").push_bind(project.as_str().to_owned());
+        }
+        project => push_project(builder, project.as_ref()),
+    }
     if !can_match(filter) {
         builder.push(" AND 0 = 1");
     }

@@ -110,7 +110,8 @@ impl Store {
         let mut tx = self.write().await?;
         tx.query(
             "UPDATE proofs SET status = 'done', outcome = $2, read_ok = $3, drill = $4, \
-             finished_at = $5 WHERE id = $1",
+             finished_at = $5, sequence = (SELECT COALESCE(MAX(s.sequence), 0) + 1 FROM proofs s) \
+             WHERE id = $1",
         )
         .bind(proof.id.as_str().to_owned())
         .bind(outcome.map(to_json).transpose()?)
@@ -122,11 +123,11 @@ impl Store {
         tx.query(
             "DELETE FROM proofs WHERE item_id = $1 AND status = 'done' AND id NOT IN (\
              SELECT p.id FROM proofs p WHERE p.item_id = $1 AND p.status = 'done' \
-             ORDER BY p.created_at DESC, p.id DESC LIMIT $2) AND id NOT IN (\
+             ORDER BY p.sequence DESC, p.id DESC LIMIT $2) AND id NOT IN (\
              SELECT p.id FROM proofs p WHERE p.item_id = $1 AND p.drill IS NOT NULL \
-             ORDER BY p.started_at DESC, p.id DESC LIMIT 1) AND id NOT IN (\
+             ORDER BY p.sequence DESC, p.id DESC LIMIT 1) AND id NOT IN (\
              SELECT p.id FROM proofs p WHERE p.item_id = $1 AND p.read_ok <> 0 \
-             ORDER BY p.started_at DESC, p.id DESC LIMIT 1)",
+             ORDER BY p.sequence DESC, p.id DESC LIMIT 1)",
         )
         .bind(proof.item_id.as_str().to_owned())
         .bind(KEPT)
@@ -154,7 +155,8 @@ impl Store {
         rows.into_iter().map(Row::decode).collect()
     }
 
-    /// Those of the items that a proof of at least this kind was tried on since a moment.
+    /// Those of the items that a proof of at least this kind was tried on between a moment and
+    /// now.
     ///
     /// # Errors
     /// The catalogue does not answer, or too many ids are asked for.
@@ -163,12 +165,14 @@ impl Store {
         ids: &[ItemId],
         kind: ProofKind,
         since: Timestamp,
+        now: Timestamp,
     ) -> Result<HashSet<ItemId>> {
         if ids.len() > IDS_MAX {
             return Err(StoreError::TooMany { asked: ids.len(), most: IDS_MAX });
         }
         let mut select = QueryBuilder::new("SELECT p.item_id FROM proofs p WHERE p.started_at > ");
         select.push_bind(since.as_micros());
+        select.push(" AND p.started_at <= ").push_bind(now.as_micros());
         if kind == ProofKind::Drill {
             select.push(" AND p.kind = 'drill'");
         }
@@ -196,7 +200,7 @@ impl Store {
         );
         select.push_bind(project.as_str().to_owned());
         push_ids(&mut select, "i.item_id", ids.iter().map(ItemId::as_str));
-        select.push(" ORDER BY i.started_at, i.id");
+        select.push(" ORDER BY i.sequence, i.started_at, i.id");
         let mut tx = self.read_one().await?;
         let rows: Vec<(String, i64, Option<String>, Option<i64>)> =
             tx.built_as(&mut select).fetch_all(tx.conn()).await?;
@@ -227,6 +231,7 @@ impl Store {
         &self,
         since: Timestamp,
         tried_since: Timestamp,
+        now: Timestamp,
     ) -> Result<Option<(ProjectId, ItemId)>> {
         let mut tx = self.read_one().await?;
         let row: Option<(String, String)> = tx
@@ -234,7 +239,7 @@ impl Store {
                 "SELECT s.project_id, s.id FROM (SELECT i.project_id, i.id, i.protected_at, (\
                  SELECT MAX(p.created_at) FROM proofs p JOIN items d ON d.id = p.item_id \
                  WHERE d.server_id = i.server_id AND d.project_id = i.project_id \
-                 AND p.kind = 'drill' AND (p.drill IS NOT NULL OR p.created_at > $2)) \
+                 AND p.kind = 'drill' AND p.created_at <= $3 AND (p.drill IS NOT NULL OR p.created_at > $2)) \
                  AS drilled_at \
                  FROM items i WHERE i.status = 'available' AND NOT EXISTS (\
                  SELECT 1 FROM items n WHERE n.server_id = i.server_id \
@@ -246,6 +251,7 @@ impl Store {
             )
             .bind(since.as_micros())
             .bind(tried_since.as_micros())
+            .bind(now.as_micros())
             .fetch_optional(tx.conn())
             .await?;
         Ok(row.map(|(project, item)| (ProjectId::new(project), ItemId::asked(&item))))

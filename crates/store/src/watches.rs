@@ -69,3 +69,22 @@ impl Store {
         tx.commit().await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kedge_core::evidence::Grade;
+    use kedge_core::proof::Proven;
+
+    use super::*;
+
+    /// Rows of 0.1 before sequences were kept.
+    #[test]
+    fn what_was_recorded_by_times_alone_covers_no_backup() {
+        let old = r#"{"present_at": 50, "watched_since": 5, "new_read_at": 40, "all_read_at": 20,
+            "round": {"began_at": 30, "after": null}, "read_index": [], "lost_index": true}"#;
+        let watch: Watch = from_json("watch", "p", old).unwrap();
+        assert_eq!(watch.evidence(Some(1), &Proven::default()).grade, Grade::Recorded);
+        assert!(watch.lost_index, "what is lost stays lost");
+        assert_eq!(watch.round.map(|round| round.upto), Some(0));
+    }
+}

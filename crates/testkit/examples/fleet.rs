@@ -209,6 +209,7 @@ fn record(project_number: u64, numbers: std::ops::Range<u64>) -> Checkpoint {
             updated_at: at(number),
             protected_at: Some(at(number)),
             finished_at: Some(at(number)),
+            sequence: None,
             tags: Tag::new("tier", "gold").ok().into_iter().collect(),
             volumes: vec![VolumeBackup {
                 id: VolumeBackupId::asked(&backup_id(project_number, number)),

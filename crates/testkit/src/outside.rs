@@ -20,19 +20,27 @@ use uuid::Uuid;
 pub struct ManualClock {
     micros: AtomicI64,
     start_micros: i64,
+    /// How far the wall clock was set wrong.
+    wrong_micros: AtomicI64,
 }
 
 impl ManualClock {
     /// A clock at 2026-03-07T09:27:40.928000.
     pub fn new() -> Self {
         let start_micros = 1_772_875_660_928_000;
-        Self { micros: AtomicI64::new(start_micros), start_micros }
+        let (micros, wrong_micros) = (AtomicI64::new(start_micros), AtomicI64::new(0));
+        Self { micros, start_micros, wrong_micros }
     }
 
     /// Lets time pass.
     pub fn advance(&self, span: Duration) {
         let micros = i64::try_from(span.as_micros()).unwrap_or(i64::MAX);
         self.micros.fetch_add(micros, Ordering::SeqCst);
+    }
+
+    /// Sets the wall clock wrong by so many seconds, or right by none. No time passes.
+    pub fn set_wrong_by(&self, seconds: i64) {
+        self.wrong_micros.store(seconds.saturating_mul(1_000_000), Ordering::SeqCst);
     }
 }
 
@@ -44,7 +52,8 @@ impl Default for ManualClock {
 
 impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
-        Timestamp::from_micros(self.micros.load(Ordering::SeqCst))
+        let micros = self.micros.load(Ordering::SeqCst);
+        Timestamp::from_micros(micros + self.wrong_micros.load(Ordering::SeqCst))
     }
 
     fn monotonic(&self) -> Duration {

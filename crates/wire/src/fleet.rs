@@ -86,12 +86,12 @@ pub struct FleetServer {
     pub resource_az: String,
     /// Yes or no.
     pub result: bool,
-    /// The latest backup that could be restored, or else the latest; empty where there is
-    /// none.
+    /// The backup the answer is about: the latest that could be restored, or that only the
+    /// loss stands against, or else the latest; empty where there is none.
     pub checkpoint_item_id: String,
     /// The moment that one holds; empty where there is none.
     pub protected_at: String,
-    /// How many later backups could not be restored.
+    /// How many later backups were passed over, because they could not be restored.
     pub passed_over: u64,
     /// Everything against it; none when `result` is true.
     pub causes: Vec<FleetCause>,
@@ -117,11 +117,12 @@ pub struct FleetSummary {
     pub restorable: u64,
     /// Those that could not.
     pub refused: u64,
-    /// Whether every server was asked about.
+    /// Those that stand in zones supposed to be lost: none where a zone is misspelt.
+    pub lost: u64,
+    /// Whether every server was asked about that the cloud lists or that has backups.
     pub complete: bool,
-    /// Why not: `time_over` or `cloud_silent`, where only servers with backups are known;
-    /// empty when complete.
-    pub gap: String,
+    /// Why not: `time_over`; `cloud_silent` where only servers with backups are known.
+    pub gaps: Vec<String>,
     /// How many servers each reason stands against, the commonest first. A server may be
     /// counted in several.
     pub causes: Vec<FleetGroup>,

@@ -15,8 +15,8 @@ use crate::routes::Api;
 
 /// Which servers could not be restored, now or after a loss?
 ///
-/// Each server is asked about with its own latest backups and itself for a target. The
-/// answer comes line by line, each a JSON document, as servers are asked about; the last
+/// Each server is asked about with its own latest backups and itself for a target, every disk
+/// to where it came from. The answer comes line by line, each a JSON document, as servers are asked about; the last
 /// line tells what came of all. Starts nothing, changes nothing. One such question at a time
 /// is asked of a project. Not part of CSBS v1.
 #[utoipa::path(

@@ -101,7 +101,7 @@ impl ProtectExplainer<'_> {
             | Refusal::ItemLeased { .. }
             | Refusal::TooManyLeases(_)
             | Refusal::Unseen(_)
-            | Refusal::NeverBackedUp(_)
+            | Refusal::NoAvailableBackup(_)
             | Refusal::TooManyTags => Vec::new(),
         }
     }

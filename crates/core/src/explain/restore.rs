@@ -134,7 +134,7 @@ impl Explainer<'_> {
             | Refusal::ItemLeased { .. }
             | Refusal::TooManyLeases(_)
             | Refusal::Unseen(_)
-            | Refusal::NeverBackedUp(_)
+            | Refusal::NoAvailableBackup(_)
             | Refusal::TooManyTags => Vec::new(),
         }
     }

@@ -7,6 +7,7 @@ mod config;
 mod crash;
 mod demo;
 mod drill;
+mod fleet;
 mod hostile;
 mod kedge;
 mod operator;

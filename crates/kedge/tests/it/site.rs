@@ -14,6 +14,7 @@ use kedge_service::identity::hash_password_cheaply;
 use kedge_wire::check::{CheckResp, RestorableParam, RestorableTarget, RestoreVolumeMapping};
 use kedge_wire::checkpoint::Protect;
 use kedge_wire::checkpoint_item::CheckpointItem;
+use kedge_wire::fleet::{FleetLine, FleetParam};
 use kedge_wire::proof::Proof;
 use kedge_wire::restore::{RestoreParameters, RestoreTargets};
 use nix::sys::signal::{Signal, kill};
@@ -515,6 +516,15 @@ impl Site {
         let question = self.question(backup);
         let answer = self.call(async |client| client.receipt_restorable(vec![question]).await);
         answer.receipt.unwrap().body
+    }
+
+    /// What could not be restored, asked over a socket and read as it comes.
+    pub(crate) fn ask_fleet(&mut self, fleet: &FleetParam) -> Vec<FleetLine> {
+        self.call(async |client| {
+            let mut lines = Vec::new();
+            client.ask_fleet(fleet.clone(), |line| lines.push(line)).await?;
+            Ok(lines)
+        })
     }
 
     fn question(&mut self, backup: &Backup) -> RestorableParam {

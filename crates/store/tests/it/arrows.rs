@@ -20,6 +20,7 @@ async fn a_finished_backup_is_available_with_all_that_was_stored() {
     expected.updated_at = at(2000);
     expected.protected_at = Some(at(1500));
     expected.finished_at = Some(at(2000));
+    expected.sequence = Some(1);
     expected.progress = 100;
     expected.snapshot = Some(result().snapshot);
     for (volume, stored) in expected.volumes.iter_mut().zip(result().volumes) {

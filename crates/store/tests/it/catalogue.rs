@@ -30,6 +30,7 @@ async fn a_backup_rebuilt_from_the_repository_reads_back_as_it_was_given() {
     whole.progress = 100;
     whole.volumes[1].stored = Some(stored("data"));
     store.adopt(&checkpoint_of(vec![whole.clone()])).await.unwrap();
+    whole.sequence = Some(1);
     assert_eq!(find(&store, 1).await, whole);
 
     let mut second = item(2);

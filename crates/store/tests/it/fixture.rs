@@ -93,6 +93,7 @@ pub(crate) fn item(number: u64) -> Item {
         updated_at: at(1001),
         protected_at: None,
         finished_at: None,
+        sequence: None,
         tags: vec![Tag::new("zone", "b").unwrap(), Tag::new("env", "").unwrap()],
         volumes: vec![
             volume(2 * number, VolumeRole::System, Encryption::Plain),

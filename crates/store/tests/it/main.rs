@@ -7,6 +7,7 @@ mod arrows;
 mod catalogue;
 mod files;
 mod fixture;
+mod indexes;
 mod jobs;
 mod list;
 mod trouble;

@@ -90,7 +90,7 @@ async fn every_server_is_asked_about_once_and_answered_as_the_check_answers() {
     assert!(all.is_sorted_by(|a, b| a.server < b.server));
     let expected = [
         Ok(()),
-        now(&[Code::NeverBackedUp]),
+        now(&[Code::NoAvailableBackup]),
         now(&[Code::ServerNotFound]),
         Ok(()),
         now(&[Code::TargetBusy]),
@@ -105,8 +105,11 @@ async fn every_server_is_asked_about_once_and_answered_as_the_check_answers() {
     let group = |code| Group { code, is_supposed: false, servers: 1 };
     let mut groups = summary.groups.clone();
     groups.sort_by_key(|group| group.code.as_str());
-    assert_eq!(groups, [Code::ServerNotFound, Code::TargetBusy, Code::NeverBackedUp].map(group));
-    assert_eq!((summary.servers, summary.restorable, summary.gap), (5, 2, None));
+    assert_eq!(
+        groups,
+        [Code::ServerNotFound, Code::TargetBusy, Code::NoAvailableBackup].map(group)
+    );
+    assert_eq!((summary.servers, summary.restorable, summary.gaps), (5, 2, vec![]));
 
     let context = harness.context().await;
     for one in all.iter().filter(|one| one.item.is_some()) {
@@ -148,9 +151,9 @@ async fn a_supposed_loss_makes_the_answers_that_the_loss_makes() {
         codes.into_iter().map(|(server, answer)| (server, codes_of(answer))).collect()
     };
     let suppose = async |losses: Losses| supposed(answers(&ask(&harness, after(losses)).await.0));
-    let store_lost = suppose(Losses { has_store: true, ..Losses::default() }).await;
+    let store_lost = suppose(Losses { is_store_lost: true, ..Losses::default() }).await;
     assert_eq!(suppose(zones(&["vault"])).await, store_lost);
-    let key_lost = suppose(Losses { has_key: true, ..Losses::default() }).await;
+    let key_lost = suppose(Losses { is_key_lost: true, ..Losses::default() }).await;
     assert_eq!(suppose(zones(&["safe"])).await, key_lost);
     let zone_lost = suppose(zones(&["az-02"])).await;
     assert_eq!(zone_lost[&servers[0].id], Ok(()));
@@ -196,7 +199,7 @@ async fn pages_follow_each_other_whoever_knows_the_servers() {
     ids.sort();
     let (all, summary) = ask(&harness, everything()).await;
     assert_eq!(all.iter().map(|one| one.server.clone()).collect::<Vec<_>>(), ids);
-    assert_eq!((summary.servers, summary.gap), (120, None));
+    assert_eq!((summary.servers, summary.gaps), (120, vec![]));
 }
 
 #[tokio::test]
@@ -242,12 +245,12 @@ async fn what_was_not_asked_is_told_as_not_asked() {
 
     let question = FleetQuestion { time: Duration::ZERO, ..everything() };
     let (all, summary) = ask(&harness, question).await;
-    assert_eq!((all.len(), summary.gap), (0, Some(Gap::TimeOver)));
+    assert_eq!((all.len(), summary.gaps), (0, vec![Gap::TimeOver]));
 
     let silent = CloudError::retryable("no answer");
     harness.cloud.fail_next(kedge_cloud::sim::SimOp::ListServers, 1, silent.clone());
     let (all, summary) = ask(&harness, everything()).await;
-    assert_eq!((all.len(), summary.gap), (1, Some(Gap::NotListed)));
+    assert_eq!((all.len(), summary.gaps), (1, vec![Gap::NotListed]));
     assert!(all[0].verdict.is_ok());
 
     harness.cloud.fail_always(kedge_cloud::sim::SimOp::FindServer, silent);
@@ -255,7 +258,7 @@ async fn what_was_not_asked_is_told_as_not_asked() {
     assert_eq!((summary.servers, summary.restorable), (2, 0));
     let causes = |number: usize| answers(&all)[&servers[number].id].clone();
     assert_eq!(causes(0), now(&[Code::CloudSilent]));
-    assert_eq!(causes(1), now(&[Code::NeverBackedUp]));
+    assert_eq!(causes(1), now(&[Code::NoAvailableBackup]));
     harness.cloud.clear_faults();
 
     let mut fleet = begin(&harness, everything()).await;
@@ -292,4 +295,115 @@ async fn a_fleet_question_starts_nothing_and_changes_nothing() {
     assert!(!texts.is_empty() && texts.iter().all(|text| text.starts_with("SELECT")), "{texts:?}");
     assert_eq!(harness.store.job_counts().await.unwrap(), jobs);
     assert_eq!(harness.cloud.write_log(), []);
+}
+
+/// Disk by disk what the check says of the same question: no other disk stands in, and a
+/// disk that is there is not called left out.
+#[tokio::test]
+async fn a_server_whose_disks_changed_is_answered_as_the_check_answers() {
+    use kedge_core::resource::{Encryption, Sharing, VolumeRole, VolumeStatus};
+    type Edit = fn(&mut Server, kedge_core::resource::Volume);
+    let edits: [(Edit, Code); 5] = [
+        (|server, other| server.volumes[1] = other, Code::VolumeNotAttached),
+        (|server, _| server.volumes[1].size_bytes = 1024, Code::TargetTooSmall),
+        (|server, _| server.volumes[1].status = VolumeStatus::Busy, Code::VolumeNotWritable),
+        (|server, _| server.volumes[1].sharing = Sharing::Shared, Code::SharedVolumeRestore),
+        (|server, _| server.volumes[1].encryption = Encryption::Plain, Code::EncryptionMismatch),
+    ];
+    for (edit, code) in edits {
+        let harness = Harness::new().await;
+        let server = harness.add_server(&[&disk(1, MIB), &disk(2, 8192)]);
+        harness.cloud.edit_server(&server.id, |server| {
+            server.volumes[1].encryption = Encryption::Encrypted;
+        });
+        let saved = back_up(&harness, &server).await;
+        let other = harness.volume(16384, VolumeRole::Data);
+        harness.cloud.edit_server(&server.id, |server| edit(server, other));
+        let context = harness.context().await;
+        let checked =
+            harness.app.check_restorable(&context, vec![straight(&saved, &server)]).await.unwrap();
+        assert_eq!(checked[0].as_ref().unwrap_err().code(), code);
+        let (all, _) = ask(&harness, everything()).await;
+        assert_eq!(answers(&all)[&server.id], now(&[code]));
+    }
+}
+
+#[tokio::test]
+async fn an_older_backup_that_only_the_loss_stands_against_is_told_so() {
+    let (harness, servers) = varied().await;
+    let key_lost = after(Losses { is_key_lost: true, ..Losses::default() });
+    let (all, _) = ask(&harness, key_lost).await;
+    let one = all.iter().find(|one| one.server == servers[3].id).unwrap();
+    assert_eq!(one.passed_over, 1, "the damaged one");
+    assert_eq!(answers(&all)[&one.server], Err(vec![(Code::KeyUnavailable, true)]));
+}
+
+#[tokio::test]
+async fn a_server_whose_zone_cannot_be_seen_is_in_every_zone() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(1, 4096)]);
+    back_up(&harness, &server).await;
+    harness.cloud.edit_server(&server.id, |server| server.zone = "az-02".to_owned());
+    let zone = |name: &str| FleetQuestion { zone: Some(name.to_owned()), ..everything() };
+    assert_eq!(ask(&harness, zone("az-01")).await.1.servers, 0);
+    let silent = CloudError::retryable("no answer");
+    harness.cloud.fail_always(kedge_cloud::sim::SimOp::FindServer, silent);
+    for name in ["az-01", "az-02"] {
+        assert_eq!(answers(&ask(&harness, zone(name)).await.0).len(), 1, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_lists_and_nobody_saved_is_no_server() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(1, 4096)]);
+    let failing = CloudError::permanent("no snapshots here");
+    harness.cloud.fail_always(kedge_cloud::sim::SimOp::CreateSnapshots, failing);
+    let (_, failed) = begin_backup(&harness, &server).await;
+    harness.run_jobs_to_their_end().await;
+    assert_eq!(item(&harness, &failed).await.status, kedge_core::status::ItemStatus::Error);
+    let (all, _) = ask(&harness, everything()).await;
+    assert_eq!(answers(&all)[&server.id], now(&[Code::NoAvailableBackup]));
+    harness.cloud.remove_server(&server.id);
+    assert_eq!(ask(&harness, everything()).await.0, []);
+}
+
+#[tokio::test]
+async fn lost_servers_are_counted_so_that_a_misspelt_zone_shows() {
+    let places = Places { store: vec!["vault".to_owned()], key: vec!["vault".to_owned()] };
+    let harness = Harness::with(Settings { places, ..Settings::default() }).await;
+    let server = harness.add_server(&[&disk(1, 4096)]);
+    back_up(&harness, &server).await;
+    for (zone, lost, restorable) in [("az-01", 1, 0), ("az-1", 0, 1)] {
+        let (_, summary) = ask(&harness, after(zones(&[zone]))).await;
+        assert_eq!((summary.lost, summary.restorable), (lost, restorable), "{zone}");
+    }
+}
+
+/// However long somebody takes to read the answer.
+#[tokio::test]
+async fn a_place_is_free_when_the_time_is_over() {
+    let harness = Harness::new().await;
+    harness.add_server(&[&disk(1, 4096)]);
+    let idle = begin(&harness, everything()).await;
+    harness.clock.advance(Duration::from_secs(61));
+    let second = begin(&harness, everything()).await;
+    let (all, summary) = to_its_end(idle).await;
+    assert_eq!((all.len(), summary.gaps), (0, vec![Gap::TimeOver]));
+    let third = harness.app.ask_fleet(harness.context().await, everything()).await;
+    assert!(matches!(third, Err(Error::Busy)), "the first's end frees its own place alone");
+    assert_eq!(to_its_end(second).await.0.len(), 1);
+}
+
+#[tokio::test]
+async fn an_end_frees_the_place() {
+    let harness = Harness::new().await;
+    harness.add_server(&[&disk(1, 4096)]);
+    ask(&harness, everything()).await;
+    let mut failed = begin(&harness, everything()).await;
+    harness.store.set_outage(Outage::Total);
+    failed.next_page().await.unwrap_err();
+    drop(failed);
+    harness.store.set_outage(Outage::None);
+    ask(&harness, everything()).await;
 }

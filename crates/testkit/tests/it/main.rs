@@ -14,4 +14,5 @@ mod proofs;
 mod receipts;
 mod support;
 mod trouble;
+mod unknowns;
 mod watch;

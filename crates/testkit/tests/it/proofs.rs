@@ -11,9 +11,8 @@ use kedge_core::ids::ProjectId;
 use kedge_core::proof::{DrillOutcome, Proof, ProofKind, ProofStatus, ProofVerdict};
 use kedge_core::resource::Server;
 use kedge_engine::{Backend as _, CancelFlag, ObjectKind};
-use kedge_service::identity::UsersSource;
 use kedge_service::settings::{Drill, Settings};
-use kedge_testkit::{Harness, OTHER_PROJECT, PASSWORD, PROJECT, Stage, users_text};
+use kedge_testkit::{Harness, OTHER_PROJECT, PROJECT, Stage};
 
 use crate::support::*;
 
@@ -188,7 +187,7 @@ async fn servers_are_drilled_in_turn_and_the_latest_backup_stands_for_its_server
     };
     let project = ProjectId::new(PROJECT);
     for expected in [Some(&of_b), Some(&of_a), None] {
-        let found = harness.store.find_undrilled(due(7), due(1)).await.unwrap();
+        let found = harness.store.find_undrilled(due(7), due(1), due(0)).await.unwrap();
         assert_eq!(found, expected.map(|item| (project.clone(), item.id.clone())));
         if let Some(item) = expected {
             ask(&harness, item, ProofKind::Drill).await;
@@ -197,15 +196,15 @@ async fn servers_are_drilled_in_turn_and_the_latest_backup_stands_for_its_server
         }
     }
     harness.clock.advance(7 * DAY);
-    let found = harness.store.find_undrilled(due(7), due(1)).await.unwrap();
+    let found = harness.store.find_undrilled(due(7), due(1), due(0)).await.unwrap();
     assert_eq!(found, Some((project.clone(), of_b.id.clone())), "its drill is the oldest");
     // One that came to no end counts for a day.
     harness.stage.will_report(Err(StageError::new("no memory")));
     ask(&harness, &of_b, ProofKind::Drill).await;
     prove(&harness).await;
-    let found = harness.store.find_undrilled(due(7), due(1)).await.unwrap();
+    let found = harness.store.find_undrilled(due(7), due(1), due(0)).await.unwrap();
     assert_eq!(found, Some((project.clone(), of_a.id)));
-    let found = harness.store.find_undrilled(due(7), due(0)).await.unwrap();
+    let found = harness.store.find_undrilled(due(7), due(0), due(0)).await.unwrap();
     assert_eq!(found, Some((project, of_b.id)));
 }
 
@@ -266,10 +265,7 @@ async fn readings_come_before_drills_and_no_project_has_two_turns_while_others_w
 }
 
 async fn demanding(grade: &str, days: Option<u32>) -> Harness {
-    let head = format!("name = \"demo\"\nevidence_grade = \"{grade}\"\n");
-    let days = days.map(|days| format!("evidence_days = {days}\n")).unwrap_or_default();
-    let users = users_text(PASSWORD).replacen("name = \"demo\"\n", &(head + &days), 1);
-    let users = UsersSource::Text(users);
+    let users = demanding_users(grade, days);
     Harness::on(Stage { users, settings: booting(), ..Stage::new().await })
 }
 

@@ -12,10 +12,11 @@ use kedge_engine::{
     Backend as _, CancelFlag, NoProgress, ObjectKind, ObjectName, VerifyOptions, VerifyOutcome,
 };
 use kedge_service::error::Error;
+use kedge_service::identity::UsersSource;
 use kedge_service::protect::ProtectRequest;
 use kedge_service::restore::RestoreRequest;
 use kedge_store::{PowerOn, Restore};
-use kedge_testkit::Harness;
+use kedge_testkit::{Harness, PASSWORD, users_text};
 
 /// Bytes that differ from place to place and compress a little.
 pub(crate) fn disk(seed: u64, length: usize) -> Vec<u8> {
@@ -42,6 +43,14 @@ pub(crate) fn protect_request(server: &Server, method: Option<Method>) -> Protec
         tags: Vec::new(),
         excluded: Vec::new(),
     }
+}
+
+/// The harness's users, whose project demands evidence.
+pub(crate) fn demanding_users(grade: &str, days: Option<u32>) -> UsersSource {
+    let head = format!("name = \"demo\"\nevidence_grade = \"{grade}\"\n");
+    let days = days.map(|days| format!("evidence_days = {days}\n")).unwrap_or_default();
+    let users = users_text(PASSWORD).replacen("name = \"demo\"\n", &(head + &days), 1);
+    UsersSource::Text(users)
 }
 
 /// Admits a backup and returns its ids.

@@ -177,7 +177,7 @@ async fn what_is_known_begins_before_packs_were_listed() {
     store.before_each_call(move || clock.advance(Duration::from_secs(60)));
     watch(&harness).await;
     let known = harness.store.find_watch(&server.project_id).await.unwrap();
-    for moment in [known.present_at, known.watched_since, known.new_read_at, known.all_read_at] {
+    for moment in [known.present_at, known.watched_since, known.all_read_at] {
         assert_eq!(moment, Some(began), "{known:?}");
     }
 }

@@ -30,7 +30,7 @@ async fn those_that_could_not_be_restored_are_told_and_then_all_are_counted() {
         "error_code": "KEDGE.0017", "supposed": false,
         "error_msg": format!("There is no available backup of server ({}).", bare.id)});
     let summary = json!({"summary": {
-        "servers": 2, "restorable": 1, "refused": 1, "complete": true, "gap": "",
+        "servers": 2, "restorable": 1, "refused": 1, "lost": 0, "complete": true, "gaps": [],
         "causes": [{
             "error_code": "KEDGE.0017", "meaning": "the server has no available backup",
             "supposed": false, "servers": 1}]}});
@@ -67,7 +67,7 @@ async fn what_is_lost_is_told_apart_from_what_is_so_anyway() {
     let told = lines(&caller.ask_fleet(json!({"lost": {"store": true, "key": true}})).await);
     let causes = told[0]["server"]["causes"].as_array().unwrap();
     assert!(causes.iter().all(|cause| cause["supposed"] == true), "{causes:?}");
-    assert_eq!(causes[0]["error_code"], "KEDGE.0005");
+    assert_eq!(causes[0]["error_code"], "KEDGE.0008");
     let told = lines(&caller.ask_fleet(json!({"lost": {"zones": ["az-01"]}})).await);
     let codes: Vec<_> = told[1]["summary"]["causes"]
         .as_array()

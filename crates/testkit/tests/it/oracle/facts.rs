@@ -213,6 +213,7 @@ pub(super) fn item(ids: Ids, backup: &BackupDesc) -> Item {
         updated_at: AT,
         protected_at: Some(AT),
         finished_at: Some(AT),
+        sequence: None,
         tags: Vec::new(),
         volumes: backup
             .disks

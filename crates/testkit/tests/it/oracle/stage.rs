@@ -311,7 +311,7 @@ impl Stage {
             project_id: ProjectId::new(PROJECT),
             work,
             claims,
-            run_at: self.harness.clock.now().plus(Duration::from_secs(1 << 30)),
+            run_at: self.harness.clock.now().plus(Duration::from_secs(3600)),
         }
     }
 

@@ -1,0 +1,8 @@
+-- The order in which backups were finished, and proofs ended, in their project: what was seen
+-- after what is told by it and not by clocks, which may be wrong or set back. What was seen
+-- before this migration counts for nothing until it is seen again.
+ALTER TABLE items ADD COLUMN sequence BIGINT;
+UPDATE items SET sequence = 1 WHERE snapshot_id IS NOT NULL;
+CREATE INDEX items_by_sequence ON items (project_id, sequence);
+ALTER TABLE proofs ADD COLUMN sequence BIGINT NOT NULL DEFAULT 0;
+CREATE INDEX proofs_by_sequence ON proofs (sequence);
