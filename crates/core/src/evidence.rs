@@ -36,6 +36,9 @@ pub struct Watch {
     pub went_on_at: Option<Timestamp>,
     /// Index objects, by their ids, of which every pack was read back.
     pub read_index: BTreeSet<String>,
+    /// The last backup up to which every list was walked: all that it names was listed by
+    /// some index object then.
+    pub walked_upto: u64,
     /// An index object is gone, or cannot be read, and nobody knows what it listed.
     pub lost_index: bool,
 }
@@ -121,7 +124,10 @@ impl Watch {
     /// What is known of a backup with this place in the order of its project's, and of which
     /// proofs say this.
     pub fn evidence(&self, sequence: Option<u64>, proven: &Proven) -> Evidence {
-        let is_among = |upto: u64| sequence.is_some_and(|sequence| sequence <= upto);
+        // What no index object lists is neither looked for nor read.
+        let is_among = |upto: u64| {
+            sequence.is_some_and(|sequence| sequence <= upto && sequence <= self.walked_upto)
+        };
         // What a backup shares with older ones was read when those were; all of it after
         // the last round began, or the first.
         let is_read = is_among(self.new_read_upto.max(self.all_read_upto));
@@ -202,6 +208,7 @@ mod tests {
             new_read_upto: 40,
             all_read_at: Some(at(20)),
             all_read_upto: 20,
+            walked_upto: 60,
             ..Watch::default()
         };
         for (sequence, grade, read_since, present_at) in [
@@ -219,8 +226,10 @@ mod tests {
         }
         let nothing = Proven::default();
         assert_eq!(Watch::default().evidence(Some(1), &nothing).grade, Grade::Recorded);
-        let first = Watch { all_read_at: None, all_read_upto: 0, ..watch };
+        let first = Watch { all_read_at: None, all_read_upto: 0, ..watch.clone() };
         assert_eq!(first.evidence(Some(30), &nothing).read_since, Some(at(5)));
+        let unwalked = Watch { walked_upto: 29, ..watch };
+        assert_eq!(unwalked.evidence(Some(30), &nothing).grade, Grade::Recorded);
     }
 
     #[test]
@@ -254,18 +263,24 @@ mod tests {
             round: round(seconds),
             went_on_at: Some(at(seconds)),
             read_index: read_index.clone(),
+            walked_upto: 4,
             lost_index: true,
         };
         let mut known = watch(100);
         known.forget_after(at(100));
         assert_eq!(known, watch(100));
         known.forget_after(at(99));
-        assert_eq!(known, Watch { lost_index: true, ..Watch::default() });
+        assert_eq!(known, Watch { lost_index: true, walked_upto: 4, ..Watch::default() });
     }
 
     #[test]
     fn a_proof_counts_beside_what_watching_saw_and_only_a_boot_makes_the_best_grade() {
-        let watch = Watch { present_at: Some(at(50)), present_upto: 10, ..Watch::default() };
+        let watch = Watch {
+            present_at: Some(at(50)),
+            present_upto: 10,
+            walked_upto: 10,
+            ..Watch::default()
+        };
         let drill = |outcome| Some(Drilled { at: at(60), outcome });
         for (read_at, drilled, grade) in [
             (None, None, Grade::Present),

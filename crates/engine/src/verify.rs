@@ -159,18 +159,27 @@ impl Repository<Indexed> {
     }
 
     /// What index and store say of packs now, for [`Self::find_misfits`] and
-    /// [`Self::verify_listed`]. Some 100 bytes of memory a pack.
+    /// [`Self::verify_listed`]. Some 100 bytes of memory a pack. What was known of index objects
+    /// that cannot be read any more is forgotten: whoever opens the repository next does not
+    /// know it either.
     pub fn take_inventory(&self) -> Result<Inventory, EngineError> {
         let mut problems = Vec::new();
         let catalogue = PackCatalogue::load(&self.vault, &mut problems)?;
+        self.state.index.forget_damaged(&catalogue.damaged);
         Ok(Inventory { catalogue, problems })
     }
 
     /// Packs that are missing, or have another size than they must. Each was asked for by
-    /// its name: a list alone proves nothing, for stores give partial ones. Reads no pack.
-    pub fn find_misfits(&self, inventory: &Inventory) -> Result<Vec<PackDamage>, EngineError> {
+    /// its name: a list alone proves nothing, for stores give partial ones. Reads those alone
+    /// that are there with another size, to tell which of their blobs can still be had.
+    pub fn find_misfits(
+        &self,
+        inventory: &Inventory,
+        cancel: &CancelFlag,
+    ) -> Result<Vec<PackDamage>, EngineError> {
         let catalogue = &inventory.catalogue;
         let mut found = Vec::new();
+        let mut there = Vec::new();
         for misfit in catalogue.misfits() {
             let Some(listed) = catalogue.packs.get(&misfit.pack) else { continue };
             let name = ObjectName::Pack(misfit.pack);
@@ -178,9 +187,23 @@ impl Repository<Indexed> {
             let is_pruned =
                 size.is_none() && !self.vault.exists(&ObjectName::Index(listed.object))?;
             if let Some(what) = what_is_wrong_with_size(size, *listed).filter(|_| !is_pruned) {
-                found.push(PackDamage { what, ..misfit });
+                match size {
+                    Some(size) => there.push((misfit.pack, size)),
+                    None => found.push(PackDamage { what, ..misfit }),
+                }
             }
         }
+        let options = VerifyOptions {
+            threads: NonZeroUsize::MIN,
+            cancel: cancel.clone(),
+            after: None,
+            bytes_max: u64::MAX,
+        };
+        let outcome = VerifyOutcome::default();
+        let outcome = self.verify_these(there, catalogue, &options, outcome, &NoProgress)?;
+        cancel.check()?;
+        found.extend(outcome.damaged);
+        found.sort_unstable_by_key(|damage| damage.pack);
         Ok(found)
     }
 
@@ -404,6 +427,8 @@ pub(crate) struct PackCatalogue {
     sizes: HashMap<PackId, u64>,
     /// The index objects that could be read.
     index: BTreeSet<IndexId>,
+    /// Those that could not, and what is wrong with them.
+    damaged: Vec<(IndexId, String)>,
     /// Blobs in the index, repeated ones counted each time.
     pub(crate) blobs: u64,
 }
@@ -430,6 +455,7 @@ impl PackCatalogue {
                 }
                 Err(EngineError::Damaged { object: name, what }) => {
                     catalogue.index.remove(&object);
+                    catalogue.damaged.push((object, what.clone()));
                     problems.push(Problem { object: name, what });
                 }
                 Err(error) => return Err(error),

@@ -87,10 +87,10 @@ impl Repositories {
     async fn known_snapshots(
         &self,
         project: &ProjectId,
-    ) -> Result<Vec<SnapshotId>, RepositoryError> {
+    ) -> Result<Vec<(SnapshotId, TreeId)>, RepositoryError> {
         let items = self.store.all_items(project).await?;
         let named = items.iter().filter_map(|item| item.snapshot.as_ref());
-        Ok(named.filter_map(|at| at.snapshot.parse().ok()).collect())
+        Ok(named.filter_map(|at| at.snapshot.parse().ok().zip(at.tree.parse().ok())).collect())
     }
 
     /// What interrupted backups have stored and no snapshot names yet.

@@ -17,7 +17,8 @@ use kedge_core::status::ItemStatus;
 use kedge_core::time::Timestamp;
 use kedge_engine::layer::Bucket;
 use kedge_engine::{
-    CancelFlag, Inventory, PackDamage, PackId, Progress, SnapshotId, VerifyOptions, VerifyOutcome,
+    CancelFlag, EngineError, Inventory, PackDamage, PackId, Progress, SnapshotId, VerifyOptions,
+    VerifyOutcome,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +34,10 @@ const AFTER_START: Duration = Duration::from_secs(60);
 /// One at a time: reading back leaves the processors to others.
 const THREADS: NonZeroUsize = NonZeroUsize::MIN;
 
+/// Backups whose lists are walked for the first time when a repository is watched over: more
+/// than are made in an hour, and what a catalogue brings that was just made anew waits.
+const WALKS_MAX: u32 = 1000;
+
 /// What one round of watching found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Watched {
@@ -47,7 +52,6 @@ pub struct Watched {
 impl App {
     /// Watches now and then until `shutdown`.
     pub async fn run_watch(&self, shutdown: CancellationToken) {
-        self.remember_losses().await;
         let mut pause = AFTER_START;
         loop {
             tokio::select! {
@@ -65,18 +69,6 @@ impl App {
                     watching.await;
                 }
             }
-        }
-    }
-
-    /// What was lost stays so when the process ends.
-    pub async fn remember_losses(&self) {
-        let parts = &self.parts;
-        match parts.store.list_lost_indexes().await {
-            Ok(projects) => {
-                let wholeness = &parts.repositories.wholeness;
-                projects.iter().for_each(|project| wholeness.note_lost_index(project));
-            }
-            Err(error) => tracing::error!("lost index objects are not known: {error}"),
         }
     }
 
@@ -128,8 +120,8 @@ impl Parts {
         }
         let index: BTreeSet<String> =
             inventory.index_objects().iter().map(ToString::to_string).collect();
-        let seeker = (repository.clone(), inventory.clone());
-        let misfits = blocking(move || seeker.0.find_misfits(&seeker.1)).await?;
+        let (shared, listed, flag) = (repository.clone(), inventory.clone(), cancel.clone());
+        let misfits = blocking(move || shared.find_misfits(&listed, &flag)).await?;
         watched.damaged.extend(misfits.iter().map(|misfit| misfit.pack));
         self.record(&repository, misfits).await?;
         (watch.present_at, watch.present_upto) = (Some(now), upto);
@@ -137,6 +129,7 @@ impl Parts {
         watch.lost_index |= is_gone || !inventory.problems.is_empty();
         watch.read_index.retain(|read| index.contains(read));
         watch.forget_after(now);
+        watch.lost_index |= !self.walk_new(&repository, project, &mut watch, upto, cancel).await?;
         self.store.save_watch(project, &watch, now).await?;
         if watch.lost_index {
             watch.lost_index = !self.are_lists_whole(project, cancel).await?;
@@ -158,6 +151,34 @@ impl Parts {
         self.store.save_watch(project, &watch, now).await?;
         run.go_on(&mut watch, watched).await?;
         Ok(self.store.save_watch(project, &watch, now).await?)
+    }
+
+    /// Walks the lists of backups that were not walked before; whether all are whole. An index
+    /// object that vanished before anybody saw it shows by what they name.
+    async fn walk_new(
+        &self,
+        repository: &SharedRepository,
+        project: &ProjectId,
+        watch: &mut Watch,
+        upto: u64,
+        cancel: &CancelFlag,
+    ) -> Result<bool, RepositoryError> {
+        let new = self.store.list_snapshots_after(project, watch.walked_upto, WALKS_MAX).await?;
+        let mut are_whole = true;
+        for (_, snapshot) in &new {
+            let Ok(id) = snapshot.parse::<SnapshotId>() else { continue };
+            let (shared, flag) = (repository.clone(), cancel.clone());
+            are_whole &= match blocking(move || shared.is_whole(id, &flag)).await {
+                Ok(is_whole) => is_whole,
+                Err(RepositoryError::Engine(EngineError::Damaged { .. })) => false,
+                Err(error) => return Err(error),
+            };
+        }
+        watch.walked_upto = match new.last() {
+            Some((last, _)) if new.len() >= WALKS_MAX as usize => *last,
+            Some(_) | None => upto,
+        };
+        Ok(are_whole)
     }
 
     /// Whether every backup is whole, although nobody knows what a lost index object listed.

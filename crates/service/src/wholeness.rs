@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt as _;
@@ -42,6 +43,9 @@ pub(crate) struct Wholeness {
     /// Repositories that lost an index object, and how often that was noticed: what it
     /// listed is not recorded anywhere, so lists are walked as if there were marks.
     losses: Mutex<HashMap<ProjectId, u64>>,
+    /// Whether those are in it that the catalogue tells of: what was lost stays so when the
+    /// process ends, and until it is known nobody hears yes.
+    are_losses_known: AtomicBool,
     walks: Arc<Semaphore>,
 }
 
@@ -74,6 +78,7 @@ impl Default for Wholeness {
         Self {
             projects: Mutex::default(),
             losses: Mutex::default(),
+            are_losses_known: AtomicBool::new(false),
             walks: Arc::new(Semaphore::new(WALKS_MAX)),
         }
     }
@@ -198,6 +203,7 @@ impl Repositories {
         project: &ProjectId,
         ids: &[SnapshotId],
     ) -> Result<Judged, RepositoryError> {
+        self.learn_losses().await?;
         let Some(objects) = self.marks_and_index(project).await? else {
             return Ok(Judged::Whole);
         };
@@ -214,6 +220,17 @@ impl Repositories {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Asks the catalogue once which repositories have lost index objects.
+    async fn learn_losses(&self) -> Result<(), RepositoryError> {
+        if self.wholeness.are_losses_known.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let projects = self.store.list_lost_indexes().await?;
+        projects.iter().for_each(|project| self.wholeness.note_lost_index(project));
+        self.wholeness.are_losses_known.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// `None` where there are no marks and nothing was lost: that needs no key.

@@ -245,6 +245,33 @@ impl Store {
         Ok(u64::try_from(row.0).unwrap_or(0))
     }
 
+    /// The repository snapshots that backups of the project name which were finished after
+    /// this one, with their places, in their order; at most so many.
+    ///
+    /// # Errors
+    /// The catalogue does not answer.
+    pub async fn list_snapshots_after(
+        &self,
+        project: &ProjectId,
+        after: u64,
+        most: u32,
+    ) -> Result<Vec<(u64, String)>> {
+        let mut tx = self.read_one().await?;
+        let rows: Vec<(i64, String)> = tx
+            .query_as(
+                "SELECT sequence, snapshot_id FROM items WHERE project_id = $1 AND sequence > $2 \
+                 AND snapshot_id IS NOT NULL AND status <> 'deleted' ORDER BY sequence LIMIT $3",
+            )
+            .bind(project.as_str().to_owned())
+            .bind(i64::try_from(after).unwrap_or(i64::MAX))
+            .bind(i64::from(most))
+            .fetch_all(tx.conn())
+            .await?;
+        let row =
+            |(sequence, snapshot): (i64, String)| (u64::try_from(sequence).unwrap_or(0), snapshot);
+        Ok(rows.into_iter().map(row).collect())
+    }
+
     /// What became of those of the items that the project has or had.
     ///
     /// # Errors

@@ -128,6 +128,13 @@ impl Harness {
         self.rewired(self.store.clone(), key)
     }
 
+    /// The service on another catalogue, as after an old one was put in its place.
+    pub async fn with_catalogue(&self, store: Store) -> Self {
+        use kedge_core::ports::Clock as _;
+        store.take_over_all(self.clock.now()).await.expect("the catalogue answers");
+        self.rewired(store, self.key.clone())
+    }
+
     /// The service after its database was lost.
     pub async fn with_an_empty_catalogue(&self) -> Self {
         let store = Store::open_in_memory().await.expect("a catalogue in memory");

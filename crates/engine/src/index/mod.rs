@@ -483,6 +483,21 @@ impl Index {
         Ok(())
     }
 
+    /// Forgets what was read of objects that cannot be read any more. They are tried again at
+    /// each refresh.
+    pub(crate) fn forget_damaged(&self, objects: &[(IndexId, String)]) {
+        if objects.is_empty() {
+            return;
+        }
+        let _one_at_a_time = guard(&self.refreshing);
+        let mut state = write(&self.state);
+        let known: HashSet<IndexId> = state.objects.ids().collect();
+        for (id, _) in objects.iter().filter(|(id, _)| known.contains(id)) {
+            state.forget(*id);
+        }
+        guard(&self.damaged).extend(objects.iter().cloned());
+    }
+
     /// Returns objects that were listed and then not there.
     fn refresh_once(&self, vault: &Vault) -> Result<Vec<IndexId>, EngineError> {
         // Before the list, so that what sessions add meanwhile is not taken for vanished.

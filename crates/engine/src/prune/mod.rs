@@ -60,9 +60,10 @@ pub struct PruneOptions<'a> {
     pub unused_percent_max: u8,
     /// Bytes copied at most so that the packs they lie in can be removed.
     pub repack_bytes_max: u64,
-    /// Snapshots the caller knows of. One that is there and not listed means that the
-    /// store's list is incomplete, and ends the run.
-    pub known_snapshots: &'a [SnapshotId],
+    /// Snapshots the caller knows of, and their trees. One that is there and not listed means
+    /// that the store's list is incomplete, and ends the run. Of one that is gone everything
+    /// is kept all the same: its object may come back.
+    pub known_snapshots: &'a [(SnapshotId, TreeId)],
     /// Trees to be kept although no snapshot names them yet: finished by a session whose
     /// job has not written its snapshot. One that cannot be read is left out.
     pub keep_trees: &'a [TreeId],

@@ -136,12 +136,17 @@ impl View {
     ) -> Result<Self, EngineError> {
         let snapshots = repository.list_snapshots()?;
         let listed: HashSet<_> = snapshots.iter().map(|snapshot| snapshot.id).collect();
-        for known in options.known_snapshots.iter().filter(|id| !listed.contains(id)) {
+        let mut gone = Vec::new();
+        for (known, tree) in options.known_snapshots {
+            if listed.contains(known) {
+                continue;
+            }
             if repository.snapshot_exists(*known)? {
                 let text = format!("the list of snapshots leaves out {known}");
                 let error = BackendError::Io { retryable: true, text };
                 return Err(EngineError::List(error));
             }
+            gone.push(*tree);
         }
         repository.refresh()?;
         if let Some((id, what)) = repository.damaged_index_objects().into_iter().next() {
@@ -151,6 +156,9 @@ impl View {
         let mut seen = HashSet::new();
         for snapshot in &snapshots {
             repository.add_used(snapshot.tree, &mut seen, &mut used, cancel)?;
+        }
+        for tree in gone {
+            repository.add_used(tree, &mut seen, &mut used, cancel)?;
         }
         for tree in options.keep_trees {
             if repository.is_listed(*tree, cancel)? {

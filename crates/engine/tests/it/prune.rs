@@ -319,13 +319,20 @@ fn nothing_is_removed_while_something_the_snapshots_need_cannot_be_read() {
 }
 
 #[test]
-fn a_list_that_leaves_out_a_known_snapshot_ends_the_run_and_a_deleted_one_does_not() {
+fn what_a_known_snapshot_needs_is_kept_while_its_object_is_gone() {
     let backend = Arc::new(MemoryBackend::new());
     let repo = create(Arc::clone(&backend) as Arc<dyn Backend>).unwrap();
-    let (one, _) = back_up_as(&repo, &[1], "one");
+    let (one, bytes) = back_up_as(&repo, &[1], "one");
+    let tree = repo.list_snapshots().unwrap()[0].tree;
+    let object = backend.get(&ObjectName::Snapshot(one), u64::MAX).unwrap();
     repo.delete_snapshot(one).unwrap();
-    let known = [one];
-    prune_with(&repo, &PruneOptions { known_snapshots: &known, ..options() }).unwrap();
+    let known = [(one, tree)];
+    let kept = prune_with(&repo, &PruneOptions { known_snapshots: &known, ..options() }).unwrap();
+    assert_eq!((kept.removed_packs, kept.condemned_packs), (0, 0));
+    backend.put(&ObjectName::Snapshot(one), &object).unwrap();
+    assert_restores(&repo, one, &bytes);
+    repo.delete_snapshot(one).unwrap();
+    assert_ne!(prune(&repo).removed_packs, 0, "nobody knows it any more");
 }
 
 #[test]

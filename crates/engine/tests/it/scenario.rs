@@ -429,7 +429,8 @@ fn verify(repo: &Repo, backend: &dyn Backend) -> Result<(), EngineError> {
 
 /// Nobody else is alive; all packs with unused bytes go.
 pub(crate) fn prune(repo: &Repo) -> Result<(), EngineError> {
-    let known: Vec<_> = snapshots(repo)?.into_values().collect();
+    let known = repo.list_snapshots()?.into_iter().map(|snapshot| (snapshot.id, snapshot.tree));
+    let known: Vec<_> = known.collect();
     let options = PruneOptions {
         name: "prune-1",
         unused_percent_max: 0,

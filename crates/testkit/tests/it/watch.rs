@@ -126,7 +126,6 @@ async fn an_index_object_that_vanished_harms_whom_it_harms() {
     assert_eq!(verdict(&harness, &saved, &server).await.0, Err(Code::DataDamaged));
     assert_eq!(verdict(&harness, &other_item, &other).await.0, Ok(()));
     let harness = harness.restarted().await;
-    harness.app.remember_losses().await;
     assert_eq!(verdict(&harness, &saved, &server).await.0, Err(Code::DataDamaged));
     // Its lists were in what was lost as well; a new backup has its own.
     let healing = back_up(&harness, &server).await;
@@ -216,5 +215,65 @@ async fn a_snapshot_object_that_changed_is_no_snapshot_from_that_moment() {
         store.inner().delete(&snapshot).unwrap();
         store.inner().put(&snapshot, &changed).unwrap();
         assert_eq!(verdict(&harness, &saved, &server).await.0, Err(Code::SnapshotMissing));
+    }
+}
+
+/// An index object that vanished before anybody had looked: nothing tells of it but the lists
+/// of the backup that needs it.
+#[tokio::test]
+async fn an_index_object_that_nobody_ever_saw_is_missed_all_the_same() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(10, 2 * MIB)]);
+    let saved = back_up(&harness, &server).await;
+    let store = harness.places.store_of(&server.project_id);
+    for index in objects(&harness, ObjectKind::Index) {
+        store.inner().delete(&index).unwrap();
+    }
+    assert_eq!(watch(&harness).await.lost_indexes, 1);
+    assert_eq!(verdict(&harness, &saved, &server).await.0, Err(Code::DataDamaged));
+}
+
+/// A process that has read an index object knows more than the store tells by now: that is
+/// no evidence, for the next process does not.
+#[tokio::test]
+async fn what_a_process_remembers_of_a_damaged_index_object_counts_for_nothing() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(11, 2 * MIB)]);
+    let saved = back_up(&harness, &server).await;
+    watch(&harness).await;
+    let store = harness.places.store_of(&server.project_id);
+    let index = objects(&harness, ObjectKind::Index)[0];
+    let whole = store.inner().get(&index, u64::MAX).unwrap();
+    let put = |bytes: &[u8]| {
+        store.inner().delete(&index).unwrap();
+        store.inner().put(&index, bytes).unwrap();
+    };
+    put(&whole[..whole.len() / 2]);
+    assert_eq!(watch(&harness).await.lost_indexes, 1);
+    assert_eq!(verdict(&harness, &saved, &server).await.0, Err(Code::DamageNotLocated));
+    put(&whole);
+    assert_eq!(watch(&harness).await.lost_indexes, 0);
+    assert_eq!(verdict(&harness, &saved, &server).await.0, Ok(()));
+}
+
+/// Which blobs a pack still holds that was cut short is told at once.
+#[tokio::test]
+async fn a_pack_that_lost_no_blob_harms_nobody() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(12, 2 * MIB)]);
+    let saved = back_up(&harness, &server).await;
+    let store = harness.places.store_of(&server.project_id);
+    let packs = store.inner().list(ObjectKind::Pack).unwrap();
+    let largest = packs.iter().max_by_key(|pack| pack.size_bytes).unwrap().name;
+    let whole = store.inner().get(&largest, u64::MAX).unwrap();
+    for (kept, expected) in [
+        // Its header is at the end.
+        (whole.len() - 1, Ok(())),
+        (whole.len() / 2, Err(Code::DataDamaged)),
+    ] {
+        store.inner().delete(&largest).unwrap();
+        store.inner().put(&largest, &whole[..kept]).unwrap();
+        assert_eq!(watch(&harness).await.damaged.len(), 1);
+        assert_eq!(verdict(&harness, &saved, &server).await.0, expected, "{kept} bytes left");
     }
 }

@@ -69,6 +69,14 @@ pub(super) fn seeds() -> std::ops::Range<u64> {
     first..first + cases
 }
 
+/// The seeds of lives to live: so many at every change, in proportion where one chose how
+/// many cases to run.
+pub(super) fn lives(usual: u64) -> std::ops::Range<u64> {
+    let cases = seeds();
+    let count = (usual * (cases.end - cases.start) / CASES).max(1);
+    cases.start..cases.start + count
+}
+
 /// Those of them that are carried out as well.
 pub(super) fn staged(seeds: &std::ops::Range<u64>) -> Vec<u64> {
     seeds.clone().step_by(STAGED_ONE_IN).collect()

@@ -7,6 +7,8 @@
 
 mod explain;
 mod facts;
+mod life;
+mod lives;
 mod matrix;
 mod model;
 mod scenario;

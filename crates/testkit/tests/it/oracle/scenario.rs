@@ -391,14 +391,14 @@ pub(crate) fn broken_protect(seed: u64, breaks: &[ProtectBreak]) -> (ProtectWorl
 
 /// A small pseudo-random generator (an additive counter, mixed): the same seed tells the
 /// same story on every machine.
-struct Dice(u64);
+pub(super) struct Dice(u64);
 
 impl Dice {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0xd134_2543_de82_ef95))
     }
 
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -406,7 +406,7 @@ impl Dice {
     }
 
     /// A number below `limit`.
-    fn below(&mut self, limit: usize) -> usize {
+    pub(super) fn below(&mut self, limit: usize) -> usize {
         remainder(self.next(), limit)
     }
 
@@ -414,7 +414,7 @@ impl Dice {
         self.below(chances) == 0
     }
 
-    fn pick<T: Copy>(&mut self, among: &[T]) -> T {
+    pub(super) fn pick<T: Copy>(&mut self, among: &[T]) -> T {
         among[self.below(among.len())]
     }
 
@@ -437,7 +437,7 @@ impl Dice {
     }
 }
 
-fn remainder(number: u64, limit: usize) -> usize {
+pub(super) fn remainder(number: u64, limit: usize) -> usize {
     #[expect(clippy::cast_possible_truncation, reason = "a remainder is below its usize")]
     let below = (number % limit as u64) as usize;
     below
