@@ -131,7 +131,7 @@ impl Repository<Indexed> {
                 };
                 let outcome = VerifyOutcome::default();
                 let outcome =
-                    self.verify_packs(&catalogue, &|_| true, &options, outcome, &NoProgress)?;
+                    self.verify_packs(&catalogue, &|_, _| true, &options, outcome, &NoProgress)?;
                 cancel.check()?;
                 report.read_bytes = outcome.read_bytes;
                 report.note_packs(outcome.damaged);

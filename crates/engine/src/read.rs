@@ -1,7 +1,11 @@
 //! Reading what snapshots hold. Nothing read is trusted: every blob must carry the
 //! repository's seal and have its hash.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use crate::{
     backend::ObjectName,
@@ -9,7 +13,7 @@ use crate::{
     chunk::{ChunkSize, Cut, Zeroes, zero_block_id},
     control::CancelFlag,
     error::EngineError,
-    id::{BlobId, SnapshotId, TreeId},
+    id::{BlobId, PackId, SnapshotId, TreeId},
     index::Location,
     list::{BlobIds, BlobList, Entry},
     repository::{Indexed, Repository},
@@ -289,6 +293,23 @@ impl Repository<Indexed> {
             (Err(EngineError::Damaged { .. } | EngineError::SnapshotNotFound(_)), _) => Ok(false),
             (Err(error), _) => Err(error),
         }
+    }
+
+    /// The packs that data of a snapshot's volumes lies in, as the index tells now. What it does
+    /// not list lies in none.
+    pub fn packs_of(
+        &self,
+        id: SnapshotId,
+        cancel: &CancelFlag,
+    ) -> Result<BTreeSet<PackId>, EngineError> {
+        let packs = RefCell::new(BTreeSet::new());
+        let is_volume = |node: &Node| node.name == VOLUME_FILE;
+        self.visit_blobs(self.get_snapshot(id)?.tree, cancel, is_volume, |_, blob| {
+            let place = self.state.index.find(BlobKind::Data, blob)?;
+            packs.borrow_mut().extend(place.map(|place| place.pack));
+            Ok(())
+        })?;
+        Ok(packs.into_inner())
     }
 
     /// Shows `visit` the blobs of data below a tree, of those files that are wanted. It

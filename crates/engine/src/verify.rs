@@ -155,7 +155,7 @@ impl Repository<Indexed> {
             let object = ObjectName::Mark(id).to_string();
             outcome.problems.push(Problem { object, what });
         }
-        self.verify_packs(&catalogue, &|_| true, options, outcome, progress)
+        self.verify_packs(&catalogue, &|_, _| true, options, outcome, progress)
     }
 
     /// What index and store say of packs now, for [`Self::find_misfits`] and
@@ -207,12 +207,12 @@ impl Repository<Indexed> {
         Ok(found)
     }
 
-    /// Verifies packs alone, as far as the options say: those of an inventory that are
-    /// listed by index objects that are wanted.
+    /// Verifies packs alone, as far as the options say: those of an inventory that are wanted
+    /// themselves and by the index object that lists them.
     pub fn verify_listed(
         &self,
         inventory: &Inventory,
-        is_wanted: &(dyn Fn(IndexId) -> bool + Sync),
+        is_wanted: &(dyn Fn(PackId, IndexId) -> bool + Sync),
         options: &VerifyOptions,
         progress: &dyn Progress,
     ) -> Result<VerifyOutcome, EngineError> {
@@ -220,16 +220,16 @@ impl Repository<Indexed> {
         self.verify_packs(&inventory.catalogue, is_wanted, options, outcome, progress)
     }
 
-    /// The walk over packs alone, of those whose index object is wanted.
+    /// The walk over packs alone, of those that are wanted.
     pub(crate) fn verify_packs(
         &self,
         catalogue: &PackCatalogue,
-        is_wanted: &(dyn Fn(IndexId) -> bool + Sync),
+        is_wanted: &(dyn Fn(PackId, IndexId) -> bool + Sync),
         options: &VerifyOptions,
         outcome: VerifyOutcome,
         progress: &dyn Progress,
     ) -> Result<VerifyOutcome, EngineError> {
-        let wanted = catalogue.packs.iter().filter(|(_, listed)| is_wanted(listed.object));
+        let wanted = catalogue.packs.iter().filter(|(id, listed)| is_wanted(**id, listed.object));
         let packs = wanted.map(|(id, listed)| (*id, listed.bytes)).collect();
         self.verify_these(packs, catalogue, options, outcome, progress)
     }

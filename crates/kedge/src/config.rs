@@ -14,6 +14,7 @@ use std::time::Duration;
 use kedge_core::fleet::Places;
 use kedge_core::job::Lease;
 use kedge_core::protect;
+use kedge_core::tag::Tag;
 use kedge_engine::Addressing;
 use kedge_engine::layer::Rates;
 use kedge_service::settings::{Kdf, Limits as ServiceLimits, Settings, Verify};
@@ -57,6 +58,7 @@ pub(crate) struct Config {
     pub(crate) verify_before_store: bool,
     pub(crate) verify_days: u64,
     pub(crate) verify_bytes_per_sec: u64,
+    pub(crate) verify_first_tag: Option<String>,
     pub(crate) lease_secs: u64,
     pub(crate) zones_without_backup: Vec<String>,
     pub(crate) store_zones: Vec<String>,
@@ -186,6 +188,7 @@ impl Default for Config {
             verify_before_store: settings.verify_before_store,
             verify_days: settings.verify.period.as_secs() / DAY_SECS,
             verify_bytes_per_sec: settings.verify.rates.bytes_per_sec.unwrap_or(u64::MAX),
+            verify_first_tag: None,
             lease_secs: settings.lease.length.as_secs(),
             zones_without_backup: settings.protect.zones_without_backup,
             store_zones: settings.places.store,
@@ -561,9 +564,17 @@ impl Config {
                 problems.add(field, "expected names of 1 to 255 characters");
             }
         }
+        if self.verify_first_tag.is_some() && self.first_tag().is_none() {
+            problems.add("verify_first_tag", "expected KEY=VALUE, a tag as backups have them");
+        }
         if let Err(text) = telemetry::is_filter(&self.log.filter) {
             problems.add("log.filter", format!("expected a level such as \"info\": {text}"));
         }
+    }
+
+    fn first_tag(&self) -> Option<Tag> {
+        let (key, value) = self.verify_first_tag.as_ref()?.split_once('=')?;
+        Tag::new(key, value).ok()
     }
 
     fn settings(&self) -> Settings {
@@ -603,6 +614,7 @@ impl Config {
                     bytes_per_sec: Some(self.verify_bytes_per_sec),
                     operations_per_sec: None,
                 },
+                first: self.first_tag(),
             },
             drill: self.drill.settings(),
             kdf: Kdf::Strong,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use kedge_core::fleet::Places;
 use kedge_core::job::Lease;
 use kedge_core::protect;
+use kedge_core::tag::Tag;
 use kedge_engine::layer::Rates;
 
 /// Settings of the service; the binary fills them from its configuration.
@@ -39,12 +40,14 @@ pub struct Settings {
 }
 
 /// How what is stored is read back in the background.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verify {
     /// In this time everything is read once.
     pub period: Duration,
     /// What reading back may take from stores, over all repositories.
     pub rates: Rates,
+    /// New backups with this tag are read back before others.
+    pub first: Option<Tag>,
 }
 
 impl Default for Verify {
@@ -52,6 +55,7 @@ impl Default for Verify {
         Self {
             period: Duration::from_secs(30 * 24 * 60 * 60),
             rates: Rates { bytes_per_sec: Some(50 << 20), operations_per_sec: None },
+            first: None,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! Runs on a timer and takes no input. How far it came is in the catalogue; a catalogue that
 //! was lost means reading from the start.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -17,8 +18,8 @@ use kedge_core::status::ItemStatus;
 use kedge_core::time::Timestamp;
 use kedge_engine::layer::Bucket;
 use kedge_engine::{
-    CancelFlag, EngineError, Inventory, PackDamage, PackId, Progress, SnapshotId, VerifyOptions,
-    VerifyOutcome,
+    CancelFlag, EngineError, IndexId, Inventory, PackDamage, PackId, Progress, SnapshotId,
+    VerifyOptions, VerifyOutcome,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +38,10 @@ const THREADS: NonZeroUsize = NonZeroUsize::MIN;
 /// Backups whose lists are walked for the first time when a repository is watched over: more
 /// than are made in an hour, and what a catalogue brings that was just made anew waits.
 const WALKS_MAX: u32 = 1000;
+
+/// So many incremental backups after a full one make a chain that is read back early: what
+/// they share was written long ago.
+const CHAIN_LONG: u64 = 7;
 
 /// What one round of watching found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -144,7 +149,8 @@ impl Parts {
             upto,
             cancel,
         };
-        if run.read_new(&mut watch, index, watched).await? {
+        let urgent = self.find_urgent(project, &watch).await?;
+        if run.read_new(&mut watch, index, urgent, watched).await? {
             watch.watched_since = watch.watched_since.or(Some(now));
             watch.new_read_upto = upto;
         }
@@ -179,6 +185,21 @@ impl Parts {
             Some(_) | None => upto,
         };
         Ok(are_whole)
+    }
+
+    /// New backups that are read back before others: those with the configured tag, then those
+    /// at the end of long chains, the longest first.
+    async fn find_urgent(
+        &self,
+        project: &ProjectId,
+        watch: &Watch,
+    ) -> Result<Vec<SnapshotId>, RepositoryError> {
+        let first = self.settings.verify.first.as_ref();
+        let after = watch.new_read_upto;
+        let mut new = self.store.list_unread(project, after, first, WALKS_MAX).await?;
+        new.retain(|unread| unread.is_tagged || unread.chain >= CHAIN_LONG);
+        new.sort_by_key(|unread| (!unread.is_tagged, Reverse(unread.chain)));
+        Ok(new.into_iter().filter_map(|unread| unread.snapshot.parse().ok()).collect())
     }
 
     /// Whether every backup is whole, although nobody knows what a lost index object listed.
@@ -239,11 +260,13 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Reads what is listed by index objects that were not there before; whether all was.
+    /// Reads what is listed by index objects that were not there before, what urgent backups
+    /// need of it first; whether all was.
     async fn read_new(
         &self,
         watch: &mut Watch,
         index: BTreeSet<String>,
+        urgent: Vec<SnapshotId>,
         watched: &mut Watched,
     ) -> Result<bool, RepositoryError> {
         let unread: BTreeSet<_> = self
@@ -253,19 +276,53 @@ impl Run<'_> {
             .filter(|id| !watch.read_index.contains(&id.to_string()))
             .copied()
             .collect();
-        if !unread.is_empty() {
-            let (shared, inventory) = (self.repository.clone(), self.inventory.clone());
-            let (options, progress) = (self.options(None, u64::MAX), self.progress());
-            let outcome = blocking(move || {
-                shared.verify_listed(&inventory, &|id| unread.contains(&id), &options, &progress)
-            })
-            .await?;
-            if !self.settle(outcome, watched).await? {
+        if unread.is_empty() {
+            watch.read_index = index;
+            return Ok(true);
+        }
+        let unread = Arc::new(unread);
+        let mut done = BTreeSet::new();
+        for snapshot in urgent {
+            let (shared, cancel) = (self.repository.clone(), self.cancel.clone());
+            let packs = match blocking(move || shared.packs_of(snapshot, &cancel)).await {
+                Ok(packs) => packs,
+                // What cannot be told of it is read with the rest.
+                Err(RepositoryError::Engine(
+                    EngineError::Damaged { .. } | EngineError::SnapshotNotFound(_),
+                )) => continue,
+                Err(error) => return Err(error),
+            };
+            let wanted: BTreeSet<_> = packs.difference(&done).copied().collect();
+            done.extend(wanted.iter().copied());
+            if !wanted.is_empty()
+                && !self.read(&unread, move |pack| wanted.contains(&pack), watched).await?
+            {
                 return Ok(false);
             }
         }
+        if !self.read(&unread, move |pack| !done.contains(&pack), watched).await? {
+            return Ok(false);
+        }
         watch.read_index = index;
         Ok(true)
+    }
+
+    /// Reads those packs of index objects that are wanted; whether all were read.
+    async fn read(
+        &self,
+        objects: &Arc<BTreeSet<IndexId>>,
+        is_wanted: impl Fn(PackId) -> bool + Send + Sync + 'static,
+        watched: &mut Watched,
+    ) -> Result<bool, RepositoryError> {
+        let (shared, inventory) = (self.repository.clone(), self.inventory.clone());
+        let (options, progress) = (self.options(None, u64::MAX), self.progress());
+        let objects = objects.clone();
+        let outcome = blocking(move || {
+            let is_wanted = |pack, object| objects.contains(&object) && is_wanted(pack);
+            shared.verify_listed(&inventory, &is_wanted, &options, &progress)
+        })
+        .await?;
+        self.settle(outcome, watched).await
     }
 
     /// Goes on with the round through everything, or begins one.
@@ -282,7 +339,7 @@ impl Run<'_> {
         let (shared, inventory) = (self.repository.clone(), self.inventory.clone());
         let (options, progress) = (self.options(after, share), self.progress());
         let outcome =
-            blocking(move || shared.verify_listed(&inventory, &|_| true, &options, &progress))
+            blocking(move || shared.verify_listed(&inventory, &|_, _| true, &options, &progress))
                 .await?;
         let next = outcome.next;
         self.settle(outcome, watched).await?;

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use kedge_core::checkpoint::{Checkpoint, Item};
 use kedge_core::ids::{CheckpointId, ItemId, ProjectId, ServerId};
 use kedge_core::status::ItemStatus;
+use kedge_core::tag::Tag;
 use kedge_core::time::Timestamp;
 use sqlx::{QueryBuilder, Sqlite};
 
@@ -32,6 +33,17 @@ pub enum Fate {
     Kept,
     /// It was deleted after its data lay in the repository.
     Deleted,
+}
+
+/// A backup that is to be read back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// The repository snapshot it names.
+    pub snapshot: String,
+    /// Whether it has the tag of those that come first.
+    pub is_tagged: bool,
+    /// How many incremental backups of its server lead to it from the last full one.
+    pub chain: u64,
 }
 
 /// Which items to load, each a `WHERE` that all three statements share.
@@ -269,6 +281,48 @@ impl Store {
             .await?;
         let row =
             |(sequence, snapshot): (i64, String)| (u64::try_from(sequence).unwrap_or(0), snapshot);
+        Ok(rows.into_iter().map(row).collect())
+    }
+
+    /// Backups of the project that were finished after this one, and how soon each is to be
+    /// read back; in the order in which they were finished, at most so many.
+    ///
+    /// # Errors
+    /// The catalogue does not answer.
+    pub async fn list_unread(
+        &self,
+        project: &ProjectId,
+        after: u64,
+        first: Option<&Tag>,
+        most: u32,
+    ) -> Result<Vec<Unread>> {
+        let (key, value) = first.map_or(("", ""), |tag| (tag.key(), tag.value()));
+        let mut tx = self.read_one().await?;
+        let rows: Vec<(String, i64, i64)> = tx
+            .query_as(
+                "SELECT i.snapshot_id, (SELECT COUNT(*) FROM item_tags t WHERE t.item_id = i.id \
+                 AND t.tag_key = $3 AND t.tag_value = $4), \
+                 (SELECT COUNT(*) FROM items l WHERE l.server_id = i.server_id \
+                 AND l.project_id || '' = i.project_id AND l.sequence <= i.sequence \
+                 AND l.sequence > COALESCE((SELECT MAX(f.sequence) FROM items f \
+                 WHERE f.server_id = i.server_id AND f.project_id || '' = i.project_id \
+                 AND f.method = 'full' AND f.sequence <= i.sequence), 0)) \
+                 FROM items i WHERE i.project_id = $1 AND i.sequence > $2 \
+                 AND i.snapshot_id IS NOT NULL AND i.status <> 'deleted' \
+                 ORDER BY i.sequence LIMIT $5",
+            )
+            .bind(project.as_str().to_owned())
+            .bind(i64::try_from(after).unwrap_or(i64::MAX))
+            .bind(key.to_owned())
+            .bind(value.to_owned())
+            .bind(i64::from(most))
+            .fetch_all(tx.conn())
+            .await?;
+        let row = |(snapshot, tags, chain): (String, i64, i64)| Unread {
+            snapshot,
+            is_tagged: tags > 0,
+            chain: u64::try_from(chain).unwrap_or(0),
+        };
         Ok(rows.into_iter().map(row).collect())
     }
 

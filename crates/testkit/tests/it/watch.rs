@@ -5,7 +5,11 @@ use std::time::Duration;
 use kedge_core::code::Code;
 use kedge_core::evidence::Grade;
 use kedge_core::ids::ProjectId;
+use kedge_core::tag::Tag;
+use kedge_engine::layer::Operation;
 use kedge_engine::{Backend as _, CancelFlag, ObjectKind, ObjectName};
+use kedge_service::protect::ProtectRequest;
+use kedge_service::settings::{Settings, Verify};
 use kedge_service::watch::Watched;
 use kedge_testkit::{Harness, PROJECT};
 
@@ -276,4 +280,60 @@ async fn a_pack_that_lost_no_blob_harms_nobody() {
         assert_eq!(watch(&harness).await.damaged.len(), 1);
         assert_eq!(verdict(&harness, &saved, &server).await.0, expected, "{kept} bytes left");
     }
+}
+
+/// The order in which a store was asked for packs.
+fn packs_read(harness: &Harness, since: usize) -> Vec<ObjectName> {
+    let store = harness.places.store_of(&ProjectId::new(PROJECT));
+    let mut packs = Vec::new();
+    for (operation, name) in store.recorded().split_off(since) {
+        let Some(name) = name.filter(|name| name.kind() == ObjectKind::Pack) else { continue };
+        let is_read = matches!(operation, Operation::Get | Operation::ReadAt);
+        if is_read && !packs.contains(&name) {
+            packs.push(name);
+        }
+    }
+    packs
+}
+
+#[tokio::test]
+async fn what_is_most_at_risk_is_read_back_first() {
+    let tag = Tag::new("tier", "gold").unwrap();
+    let verify = Verify { first: Some(tag.clone()), ..Verify::default() };
+    let harness = Harness::with(Settings { verify, ..Settings::default() }).await;
+    let project = ProjectId::new(PROJECT);
+    let store = harness.places.store_of(&project);
+    let data_of = |before: &[ObjectName]| {
+        let mut new = store.inner().list(ObjectKind::Pack).unwrap();
+        new.retain(|listed| !before.contains(&listed.name));
+        new.into_iter().max_by_key(|listed| listed.size_bytes).unwrap().name
+    };
+    // A chain whose beginnings were read long ago, one server as any, and one with the tag.
+    let chained = harness.add_server(&[&disk(1, MIB)]);
+    for turn in 0..7 {
+        harness.cloud.overwrite(&chained.volumes[0].id, turn, b"increment");
+        back_up(&harness, &chained).await;
+    }
+    watch(&harness).await;
+    let mut data = Vec::new();
+    for seed in [2, 3] {
+        let server = harness.add_server(&[&disk(seed, 2 * MIB)]);
+        let before = objects(&harness, ObjectKind::Pack);
+        let tags = if seed == 3 { vec![tag.clone()] } else { Vec::new() };
+        let request = ProtectRequest { tags, ..protect_request(&server, None) };
+        harness.app.protect(&harness.context().await, request).await.unwrap();
+        harness.run_jobs_to_their_end().await;
+        data.push(data_of(&before));
+    }
+    let before = objects(&harness, ObjectKind::Pack);
+    harness.cloud.overwrite(&chained.volumes[0].id, 0, &disk(4, MIB / 2));
+    back_up(&harness, &chained).await;
+    data.push(data_of(&before));
+
+    let since = store.recorded().len();
+    assert!(watch(&harness).await.read_bytes > 0);
+    let read = packs_read(&harness, since);
+    let place = |pack: &ObjectName| read.iter().position(|read| read == pack).unwrap();
+    let [usual, tagged, long] = [place(&data[0]), place(&data[1]), place(&data[2])];
+    assert!(tagged < long && long < usual, "{tagged} {long} {usual}");
 }
