@@ -65,6 +65,7 @@ for items in "${SIZES[@]}"; do
   ask "$site" "1 question, 300 requests/s" single 32 300
   ask "$site" "list, first 100 of two filters" list 1
   ask "$site" "the same, deep, by marker" deep 1
+  ask "$site" "every one of 100 servers, streamed" fleet 1
   printf '| %s | peak memory of the service: %s MiB | | | |\n' "$items" \
     "$(($(sed -nE 's/^VmHWM:[[:space:]]+([0-9]+) kB/\1/p' "/proc/$service/status") >> 10))"
   kill "$service"; wait "$service" || true; service=

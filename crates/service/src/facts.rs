@@ -5,7 +5,7 @@
 //! Foreign objects are absent: the same queries, the same calls, the same answer as for
 //! what does not exist.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -26,7 +26,7 @@ use kedge_store::{Holders, StoreError};
 
 use crate::app::Parts;
 use crate::repositories::RepositoryError;
-use crate::wholeness::{Answer, Judged};
+use crate::wholeness::{Answer, Judged, Look};
 
 /// Who asks for facts.
 #[derive(Clone, Copy, Debug)]
@@ -227,52 +227,83 @@ impl Parts {
         time_left: Duration,
     ) -> Result<Stored, StoreError> {
         let items = by_id(self.store.find_items(project, ids).await?, asker);
+        let named: Vec<Named> = items
+            .values()
+            .filter_map(|item| {
+                let at = item.snapshot.clone()?;
+                Some(Named { item: item.id.clone(), id: at.snapshot.parse().ok()?, at })
+            })
+            .collect();
+        if named.is_empty() {
+            return Ok(Stored { items, snapshots: HashMap::new(), data: HashMap::new() });
+        }
+        let (asked_at, began) = (self.clock.now(), self.clock.monotonic());
+        let ids = named.iter().map(|named| named.id).collect();
+        let looking = self.repositories.look(project, ids);
+        let looked = match tokio::time::timeout(time_left, looking).await {
+            Ok(looked) => looked.map_err(|error| {
+                tracing::warn!(project.id = ?project, "repository does not answer: {error}");
+                error.unknown()
+            }),
+            Err(_elapsed) => Err(Unknown::RepositoryUnreachable),
+        };
+        let look = match looked {
+            Ok(look) => look,
+            Err(why) => {
+                let (snapshots, data) = (unknown(&named, why), unknown(&named, why));
+                return Ok(Stored { items, snapshots, data });
+            }
+        };
+        let time_left = time_left.saturating_sub(self.clock.monotonic().saturating_sub(began));
+        let held = look.held.clone();
         let (snapshots, data) = futures::join!(
-            self.find_snapshots(project, &items, time_left),
-            self.find_data(project, &items, time_left),
+            self.find_snapshots(project, &named, &held, asked_at, time_left),
+            self.find_data(project, &named, look, asked_at, time_left),
         );
         Ok(Stored { items, snapshots, data })
     }
 
-    /// Whether the repository holds what the items name.
+    /// Whether the repository holds what the items name. A snapshot that is not there is
+    /// absent, with or without the key; one that is there is of use only with it.
     async fn find_snapshots(
         &self,
         project: &ProjectId,
-        items: &HashMap<ItemId, Item>,
+        named: &[Named],
+        held: &[bool],
+        at: Timestamp,
         time_left: Duration,
     ) -> HashMap<ItemId, Fact<SnapshotRef>> {
-        let named: Vec<(ItemId, SnapshotRef)> = items
-            .values()
-            .filter_map(|item| Some((item.id.clone(), item.snapshot.clone()?)))
-            .collect();
-        if named.is_empty() {
-            return HashMap::new();
-        }
-        let now = self.clock.now();
-        match tokio::time::timeout(time_left, self.probe(project, named.clone(), now)).await {
-            Ok(found) => found,
-            Err(_elapsed) => all_unknown(&named, Unknown::RepositoryUnreachable),
-        }
+        let requiring = self.repositories.require_key(project);
+        let key = match tokio::time::timeout(time_left, requiring).await {
+            Ok(key) => key.map_err(|error| {
+                tracing::warn!(project.id = ?project, "repository cannot be opened: {error}");
+                error.unknown()
+            }),
+            Err(_elapsed) => Err(Unknown::RepositoryUnreachable),
+        };
+        let fact = |(named, is_held): (&Named, &bool)| {
+            let fact = match (is_held, key) {
+                (false, _) => Fact::Absent,
+                (true, Ok(())) => Fact::Seen { value: named.at.clone(), at },
+                (true, Err(why)) => Fact::Unknown { why },
+            };
+            (named.item.clone(), fact)
+        };
+        named.iter().zip(held).map(fact).collect()
     }
 
     /// What is known of the data the items' snapshots name.
     async fn find_data(
         &self,
         project: &ProjectId,
-        items: &HashMap<ItemId, Item>,
+        named: &[Named],
+        look: Look,
+        asked_at: Timestamp,
         time_left: Duration,
     ) -> HashMap<ItemId, Fact<Data>> {
-        let named: Vec<(ItemId, SnapshotId)> = items
-            .values()
-            .filter_map(|item| Some((item.id.clone(), item.snapshot.as_ref()?)))
-            .filter_map(|(item, named)| Some((item, named.snapshot.parse().ok()?)))
-            .collect();
-        if named.is_empty() {
-            return HashMap::new();
-        }
-        let ids: Vec<SnapshotId> = named.iter().map(|(_, id)| *id).collect();
-        let (asked_at, began) = (self.clock.now(), self.clock.monotonic());
-        let judging = self.repositories.judge_data(project, &ids);
+        let ids: Vec<SnapshotId> = named.iter().map(|named| named.id).collect();
+        let began = self.clock.monotonic();
+        let judging = self.repositories.judge_data(project, &ids, look);
         let judged = match tokio::time::timeout(time_left, judging).await {
             Ok(judged) => judged.map_err(|error| {
                 tracing::warn!(project.id = ?project, "data cannot be judged: {error}");
@@ -281,14 +312,15 @@ impl Parts {
             Err(_elapsed) => Err(Unknown::RepositoryUnreachable),
         };
         let time_left = time_left.saturating_sub(self.clock.monotonic().saturating_sub(began));
-        let all =
-            |fact: Fact<Data>| named.iter().map(|(id, _)| (id.clone(), fact.clone())).collect();
+        let all = |fact: Fact<Data>| {
+            named.iter().map(|named| (named.item.clone(), fact.clone())).collect()
+        };
         match judged {
             Ok(Judged::Whole) => all(Fact::Seen { value: Data::Whole, at: asked_at }),
             Ok(Judged::Walked(answers)) => {
                 let facts =
                     answers.into_iter().map(|answer| self.data_fact(answer, asked_at, time_left));
-                let items = named.iter().map(|(item, _)| item.clone());
+                let items = named.iter().map(|named| named.item.clone());
                 items.zip(join_all(facts).await).collect()
             }
             Ok(Judged::Unreadable(error)) => {
@@ -316,46 +348,17 @@ impl Parts {
             Err(_elapsed) => Fact::Unknown { why: Unknown::DamageNotLocated },
         }
     }
-
-    /// A snapshot that is not there is absent, with or without the key; one that is there
-    /// is of use only with it.
-    async fn probe(
-        &self,
-        project: &ProjectId,
-        named: Vec<(ItemId, SnapshotRef)>,
-        now: Timestamp,
-    ) -> HashMap<ItemId, Fact<SnapshotRef>> {
-        let parsed: Vec<_> = named
-            .iter()
-            .filter_map(|(_, snapshot)| snapshot.snapshot.parse::<SnapshotId>().ok())
-            .collect();
-        let held = match self.repositories.hold_snapshots(project, parsed.clone()).await {
-            Ok(held) => held,
-            Err(error) => {
-                tracing::warn!(project.id = ?project, "repository does not answer: {error}");
-                return all_unknown(&named, error.unknown());
-            }
-        };
-        let key = self.repositories.require_key(project).await;
-        if let Err(error) = &key {
-            tracing::warn!(project.id = ?project, "repository cannot be opened: {error}");
-        }
-        let present: HashSet<SnapshotId> =
-            parsed.into_iter().zip(held).filter(|(_, held)| *held).map(|(id, _)| id).collect();
-        let fact = |snapshot: SnapshotRef| match (snapshot.snapshot.parse(), &key) {
-            (Ok(id), Ok(())) if present.contains(&id) => Fact::Seen { value: snapshot, at: now },
-            (Ok(id), Err(error)) if present.contains(&id) => Fact::Unknown { why: error.unknown() },
-            (Ok(_) | Err(_), _) => Fact::Absent,
-        };
-        named.into_iter().map(|(item, snapshot)| (item, fact(snapshot))).collect()
-    }
 }
 
-fn all_unknown(
-    named: &[(ItemId, SnapshotRef)],
-    why: Unknown,
-) -> HashMap<ItemId, Fact<SnapshotRef>> {
-    named.iter().map(|(item, _)| (item.clone(), Fact::Unknown { why })).collect()
+/// What an item names in the repository.
+struct Named {
+    item: ItemId,
+    id: SnapshotId,
+    at: SnapshotRef,
+}
+
+fn unknown<T>(named: &[Named], why: Unknown) -> HashMap<ItemId, Fact<T>> {
+    named.iter().map(|named| (named.item.clone(), Fact::Unknown { why })).collect()
 }
 
 /// A restore that runs has moved its item to `restoring` itself: under its own exclusive

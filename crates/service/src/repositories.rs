@@ -15,7 +15,7 @@ use kedge_core::ids::ProjectId;
 use kedge_core::ports::Clock;
 use kedge_engine::{
     Backend, Closed, CreateOptions, EngineError, Indexed, KdfCost, ObjectName, Password,
-    Repository, SnapshotId, Timestamp, holds_snapshot,
+    Repository, Timestamp,
 };
 use kedge_store::{Store, StoreError};
 use tokio::sync::OnceCell;
@@ -187,17 +187,6 @@ impl Repositories {
         let password = self.password(project, Missing::Refuse).await?;
         let location = self.places.restic_location(project)?;
         Ok(RecoveryKit { location, password }.text())
-    }
-
-    /// Which of these snapshots the project's repository holds as they were written, in
-    /// their order. Reads the objects by name: that needs no key and no index.
-    pub(crate) async fn hold_snapshots(
-        &self,
-        project: &ProjectId,
-        ids: Vec<SnapshotId>,
-    ) -> Result<Vec<bool>, RepositoryError> {
-        let backend = self.places.backend(project)?;
-        blocking(move || ids.into_iter().map(|id| holds_snapshot(&*backend, id)).collect()).await
     }
 
     /// Fails unless the service key unwraps the password of the project's repository.

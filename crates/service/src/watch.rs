@@ -218,7 +218,9 @@ impl Parts {
             if cancel.is_cancelled() {
                 return Ok(false);
             }
-            let Judged::Walked(answers) = self.repositories.judge_data(project, &[id]).await?
+            let look = self.repositories.look(project, Vec::new()).await?;
+            let Judged::Walked(answers) =
+                self.repositories.judge_data(project, &[id], look).await?
             else {
                 return Ok(false);
             };

@@ -14,7 +14,7 @@ use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
 use kedge_core::ids::ProjectId;
 use kedge_core::restore::Data;
-use kedge_engine::{CancelFlag, EngineError, ObjectKind, SnapshotId};
+use kedge_engine::{CancelFlag, EngineError, ObjectKind, SnapshotId, holds_snapshot};
 use tokio::sync::Semaphore;
 
 use crate::repositories::{Repositories, RepositoryError, SharedRepository, blocking};
@@ -190,6 +190,14 @@ fn walk(
     walking.map(ended).boxed().shared()
 }
 
+/// What one look at a repository's objects saw. It needs no key and no index.
+pub(crate) struct Look {
+    /// Of each snapshot asked about, whether it is held as it was written.
+    pub(crate) held: Vec<bool>,
+    /// `None` where there are no marks and nothing was lost.
+    marked: Option<Objects>,
+}
+
 /// The names of a repository's marks and index objects.
 struct Objects {
     marks: Names,
@@ -197,14 +205,43 @@ struct Objects {
 }
 
 impl Repositories {
-    /// What is known of the data of these snapshots.
+    /// Looks at the objects of these snapshots by their names, and for marks of damage.
+    pub(crate) async fn look(
+        &self,
+        project: &ProjectId,
+        ids: Vec<SnapshotId>,
+    ) -> Result<Look, RepositoryError> {
+        self.learn_losses().await?;
+        let backend = self.places.backend(project)?;
+        let losses = self.wholeness.losses_of(project);
+        blocking(move || {
+            let held = ids.into_iter().map(|id| holds_snapshot(&*backend, id));
+            let held = held.collect::<Result<_, EngineError>>()?;
+            let list = |kind| {
+                let listed = backend.list(kind).map_err(EngineError::List)?.into_iter();
+                Ok::<_, EngineError>(listed.map(|one| one.name.to_string()).collect())
+            };
+            let mut marks: BTreeSet<String> = list(ObjectKind::Mark)?;
+            // Walks of before a loss hold no longer.
+            marks.extend(losses.map(|count| format!("{count} lost index objects")));
+            if marks.is_empty() {
+                return Ok(Look { held, marked: None });
+            }
+            let index = list(ObjectKind::Index)?;
+            let marked = Some(Objects { marks: Arc::new(marks), index: Arc::new(index) });
+            Ok(Look { held, marked })
+        })
+        .await
+    }
+
+    /// What is known of the data of these snapshots, after a look.
     pub(crate) async fn judge_data(
         &self,
         project: &ProjectId,
         ids: &[SnapshotId],
+        look: Look,
     ) -> Result<Judged, RepositoryError> {
-        self.learn_losses().await?;
-        let Some(objects) = self.marks_and_index(project).await? else {
+        let Some(objects) = look.marked else {
             return Ok(Judged::Whole);
         };
         let repository = self.get(project).await?;
@@ -231,30 +268,6 @@ impl Repositories {
         projects.iter().for_each(|project| self.wholeness.note_lost_index(project));
         self.wholeness.are_losses_known.store(true, Ordering::Release);
         Ok(())
-    }
-
-    /// `None` where there are no marks and nothing was lost: that needs no key.
-    async fn marks_and_index(
-        &self,
-        project: &ProjectId,
-    ) -> Result<Option<Objects>, RepositoryError> {
-        let backend = self.places.backend(project)?;
-        let losses = self.wholeness.losses_of(project);
-        blocking(move || {
-            let list = |kind| {
-                let listed = backend.list(kind).map_err(EngineError::List)?.into_iter();
-                Ok::<_, EngineError>(listed.map(|one| one.name.to_string()).collect())
-            };
-            let mut marks: BTreeSet<String> = list(ObjectKind::Mark)?;
-            // Walks of before a loss hold no longer.
-            marks.extend(losses.map(|count| format!("{count} lost index objects")));
-            if marks.is_empty() {
-                return Ok(None);
-            }
-            let index = list(ObjectKind::Index)?;
-            Ok(Some(Objects { marks: Arc::new(marks), index: Arc::new(index) }))
-        })
-        .await
     }
 }
 

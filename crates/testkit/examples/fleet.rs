@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use kedge_core::checkpoint::{
     Checkpoint, Item, Method, SnapshotRef, SourceServer, StoredVolume, Trigger, VolumeBackup,
 };
+use kedge_core::evidence::Watch;
 use kedge_core::ids::{CheckpointId, ItemId, JobId, ProjectId, ServerId, VolumeBackupId, VolumeId};
 use kedge_core::resource::{Encryption, Hardware, ServerKind, VolumeRole};
 use kedge_core::status::ItemStatus;
@@ -55,7 +56,7 @@ async fn main() -> Outcome<()> {
             let rate = rate.first().map(|rate| rate.parse::<f64>()).transpose()?;
             let load = Load {
                 items: fs::read_to_string(Path::new(dir).join("items"))?.parse()?,
-                how: How::from_word(how).ok_or("how: batches, single, list or deep")?,
+                how: How::from_word(how).ok_or("how: batches, single, list, deep or fleet")?,
                 seconds: Duration::from_secs(seconds.parse()?),
                 connections: connections.parse()?,
                 rate,
@@ -166,6 +167,10 @@ async fn fill(dir: &Path, items: u64) -> Outcome<()> {
             store.adopt(&record(project_number, number..end)).await?;
             number = end;
         }
+        // The snapshots name nothing, so their lists are not to be walked.
+        let watch = Watch { walked_upto: each, new_read_upto: each, ..Watch::default() };
+        let (owner, at) = (ProjectId::new(project(project_number)), Timestamp::from_micros(0));
+        store.save_watch(&owner, &watch, at).await?;
         let repository = dir.join("state/repositories").join(project(project_number));
         write_snapshots(&repository, project_number, each)?;
     }
@@ -258,6 +263,8 @@ enum How {
     List,
     /// A page deep in that list, by marker.
     Deep,
+    /// One question about every server of a project.
+    Fleet,
 }
 
 impl How {
@@ -267,6 +274,7 @@ impl How {
             "single" => Some(Self::Single),
             "list" => Some(Self::List),
             "deep" => Some(Self::Deep),
+            "fleet" => Some(Self::Fleet),
             _ => None,
         }
     }
@@ -336,7 +344,7 @@ impl Load {
     ) -> Outcome<()> {
         // Lists are of one project; questions are spread over all.
         let project_number = match self.how {
-            How::List | How::Deep => 0,
+            How::List | How::Deep | How::Fleet => 0,
             How::Batches | How::Single => connection % PROJECTS,
         };
         let token = tokens.get(usize::try_from(project_number)?).ok_or("no token")?;
@@ -386,6 +394,10 @@ impl Load {
                 post(&path, token, &body.to_string())
             }
             How::List => get(&list, token),
+            How::Fleet => {
+                let body = json!({"fleet": {"show": "all"}});
+                post(&format!("/v1/{project}/fleet"), token, &body.to_string())
+            }
             How::Deep => {
                 // From the middle of the list on, so that a page follows.
                 let deep = each / 4 + available(each, 0, 1, random) / 2;
@@ -399,6 +411,7 @@ impl Load {
         let (word, expected) = match self.how {
             How::Batches => ("\"result\":true", BATCH),
             How::Single => ("\"result\":true", 1),
+            How::Fleet => ("\"result\":true", SERVERS),
             How::List | How::Deep => ("\"checkpoint_id\":", 1),
         };
         let count = u64::try_from(answer.matches(word).count())?;
@@ -484,6 +497,7 @@ impl Wire {
         self.0.get_mut().write_all(request.as_bytes())?;
         let mut answer = String::new();
         let mut length = 0;
+        let mut is_chunked = false;
         loop {
             let mut line = String::new();
             if self.0.read_line(&mut line)? == 0 {
@@ -494,6 +508,7 @@ impl Wire {
             {
                 length = value.trim().parse()?;
             }
+            is_chunked |= line.eq_ignore_ascii_case("transfer-encoding: chunked\r\n");
             answer += &line;
             if line == "\r\n" {
                 break;
@@ -501,12 +516,27 @@ impl Wire {
         }
         let mut body = vec![0; length];
         self.0.read_exact(&mut body)?;
+        while is_chunked && self.read_chunk(&mut body)? {}
         if !answer.starts_with("HTTP/1.1 2") {
             let text = String::from_utf8_lossy(&body);
             return Err(format!("{answer:.100}{text:.500}").into());
         }
         answer += std::str::from_utf8(&body)?;
         Ok(answer)
+    }
+}
+
+impl Wire {
+    /// Whether another may follow.
+    fn read_chunk(&mut self, body: &mut Vec<u8>) -> Outcome<bool> {
+        let mut line = String::new();
+        self.0.read_line(&mut line)?;
+        let length = usize::from_str_radix(line.trim(), 16)?;
+        let begin = body.len();
+        body.resize(begin + length + 2, 0);
+        self.0.read_exact(body.get_mut(begin..).ok_or("no body")?)?;
+        body.truncate(begin + length);
+        Ok(length > 0)
     }
 }
 
