@@ -295,6 +295,46 @@ impl Repository<Indexed> {
         }
     }
 
+    /// Whether index objects list everything that these snapshots name, whatever became of it.
+    /// What cannot be read, be it the snapshot or a tree that is listed, names nothing here. The
+    /// index is refreshed.
+    pub fn are_listed(&self, ids: &[SnapshotId], cancel: &CancelFlag) -> Result<bool, EngineError> {
+        self.state.index.refresh(&self.vault)?;
+        let mut seen = HashSet::new();
+        for id in ids {
+            let mut open = match self.get_snapshot(*id) {
+                Ok(snapshot) => vec![snapshot.tree],
+                Err(EngineError::Damaged { .. } | EngineError::SnapshotNotFound(_)) => continue,
+                Err(error) => return Err(error),
+            };
+            while let Some(tree) = open.pop() {
+                cancel.check()?;
+                if !seen.insert(tree) {
+                    continue;
+                }
+                if self.state.index.find(BlobKind::Tree, tree.blob())?.is_none() {
+                    return Ok(false);
+                }
+                let nodes = match self.load_tree(tree) {
+                    Ok(tree) => tree.nodes,
+                    Err(EngineError::Damaged { .. }) => continue,
+                    Err(error) => return Err(error),
+                };
+                for node in nodes {
+                    open.extend(node.subtree);
+                    for entry in node.content.iter().flat_map(BlobList::entries) {
+                        cancel.check()?;
+                        let Entry::Data(blob) = entry else { continue };
+                        if self.state.index.find(BlobKind::Data, blob)?.is_none() {
+                            return Ok(false);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
     /// The packs that data of a snapshot's volumes lies in, as the index tells now. What it does
     /// not list lies in none.
     pub fn packs_of(

@@ -188,8 +188,11 @@ impl Repository<Indexed> {
                 size.is_none() && !self.vault.exists(&ObjectName::Index(listed.object))?;
             if let Some(what) = what_is_wrong_with_size(size, *listed).filter(|_| !is_pruned) {
                 match size {
-                    Some(size) => there.push((misfit.pack, size)),
-                    None => found.push(PackDamage { what, ..misfit }),
+                    // What a list left out is read by its size.
+                    Some(size) if catalogue.sizes.get(&misfit.pack) == Some(&size) => {
+                        there.push((misfit.pack, size));
+                    }
+                    Some(_) | None => found.push(PackDamage { what, ..misfit }),
                 }
             }
         }

@@ -211,6 +211,13 @@ impl App {
     }
 }
 
+/// A server, and who knows of it.
+struct Known {
+    id: ServerId,
+    is_listed: bool,
+    is_backed_up: bool,
+}
+
 /// A server that is asked about, its latest backups, and the answer so far.
 struct Asked {
     prospect: Prospect,
@@ -279,9 +286,8 @@ impl Fleet {
         self.ask(servers).await.map(Some)
     }
 
-    /// The next by id of those that the cloud lists or that have backups; and whether the
-    /// cloud lists it.
-    async fn next_server(&mut self) -> Result<Option<(ServerId, bool)>, Error> {
+    /// The next by id of those that the cloud lists or that have backups.
+    async fn next_server(&mut self) -> Result<Option<Known>, Error> {
         let (store, project) = (&self.app.parts.store, self.context.project());
         let BackedUp { next, after, is_over } = &mut self.backed_up;
         if next.is_empty() && !*is_over {
@@ -296,27 +302,27 @@ impl Fleet {
             (Some(one), None) | (None, Some(one)) => one.clone(),
             (None, None) => return Ok(None),
         };
-        next.pop_if(|id| *id == first);
+        let is_backed_up = next.pop_if(|id| *id == first).is_some();
         let is_listed = self.listed.pop_if(|id| *id == first).is_some();
-        Ok(Some((first, is_listed)))
+        Ok(Some(Known { id: first, is_listed, is_backed_up }))
     }
 
-    async fn ask(&self, servers: Vec<(ServerId, bool)>) -> Result<Vec<Prospect>, Error> {
+    async fn ask(&self, servers: Vec<Known>) -> Result<Vec<Prospect>, Error> {
         let (parts, project) = (&self.app.parts, self.context.project());
-        let ids: Vec<ServerId> = servers.iter().map(|(id, _)| id.clone()).collect();
+        let ids: Vec<ServerId> = servers.iter().map(|known| known.id.clone()).collect();
         let tagged = match &self.question.tag {
             Some(tag) => Some(parts.store.find_tagged_servers(project, &ids, tag).await?),
             None => None,
         };
         let is_tagged = |id: &ServerId| tagged.as_ref().is_none_or(|tagged| tagged.contains(id));
-        let chosen: Vec<_> = servers.into_iter().filter(|(id, _)| is_tagged(id)).collect();
+        let chosen: Vec<_> = servers.into_iter().filter(|known| is_tagged(&known.id)).collect();
         let mut targets = self.find_targets(&chosen).await;
         let mut page = Vec::with_capacity(chosen.len());
-        for (id, _) in chosen {
+        for Known { id, is_backed_up, .. } in chosen {
             let target = targets.remove(&id).unwrap_or(Fact::Absent);
             let items = parts.store.latest_available_items(project, &id, OTHER_ITEMS_MAX).await?;
             // One that nobody lists and that left nothing to restore is none any more.
-            let is_gone = target == Fact::Absent && items.is_empty();
+            let is_gone = target == Fact::Absent && !is_backed_up;
             if !is_gone && self.is_in_scope(&target, &items) {
                 let prospect = Prospect::unasked(id, &target, items.first());
                 page.push(Asked { prospect, target, items });
@@ -330,12 +336,12 @@ impl Fleet {
 
     /// Looks up what the cloud lists; the rest is absent. A few at a time, so that each has
     /// its time and others of the project find room beside it.
-    async fn find_targets(&self, servers: &[(ServerId, bool)]) -> HashMap<ServerId, Fact<Server>> {
+    async fn find_targets(&self, servers: &[Known]) -> HashMap<ServerId, Fact<Server>> {
         let (parts, project) = (&self.app.parts, self.context.project());
         let limits = &parts.settings.limits;
         let time = (limits.request_time * 3 / 4).min(self.time_left());
-        let wanted = servers.iter().filter(|(_, is_listed)| *is_listed || !self.is_listed);
-        let wanted: Vec<_> = wanted.map(|(id, _)| std::slice::from_ref(id)).collect();
+        let wanted = servers.iter().filter(|known| known.is_listed || !self.is_listed);
+        let wanted: Vec<_> = wanted.map(|known| std::slice::from_ref(&known.id)).collect();
         let found: Vec<_> =
             wanted.into_iter().map(|ids| parts.server_facts(project, ids, time)).collect();
         let at_once = (limits.lookups_per_project_max / 2).max(1);
@@ -378,7 +384,7 @@ impl Fleet {
         let Some(zone) = &self.question.zone else { return true };
         match target {
             Fact::Seen { value, .. } => value.zone == *zone,
-            Fact::Absent => items.first().is_some_and(|item| item.source.zone == *zone),
+            Fact::Absent => items.first().is_none_or(|item| item.source.zone == *zone),
             Fact::Unknown { .. } => true,
         }
     }

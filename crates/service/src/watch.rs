@@ -37,7 +37,7 @@ const THREADS: NonZeroUsize = NonZeroUsize::MIN;
 
 /// Backups whose lists are walked for the first time when a repository is watched over: more
 /// than are made in an hour, and what a catalogue brings that was just made anew waits.
-const WALKS_MAX: u32 = 1000;
+const WALKS_MAX: u32 = 10_000;
 
 /// So many incremental backups after a full one make a chain that is read back early: what
 /// they share was written long ago.
@@ -129,16 +129,34 @@ impl Parts {
         let misfits = blocking(move || shared.find_misfits(&listed, &flag)).await?;
         watched.damaged.extend(misfits.iter().map(|misfit| misfit.pack));
         self.record(&repository, misfits).await?;
-        (watch.present_at, watch.present_upto) = (Some(now), upto);
         let is_gone = !watch.read_index.is_subset(&index);
         watch.lost_index |= is_gone || !inventory.problems.is_empty();
         watch.read_index.retain(|read| index.contains(read));
         watch.forget_after(now);
-        watch.lost_index |= !self.walk_new(&repository, project, &mut watch, upto, cancel).await?;
-        self.store.save_watch(project, &watch, now).await?;
         if watch.lost_index {
+            self.note_loss(project, &watch, now).await?;
+        }
+        match self.walk_new(&repository, project, watch.walked_upto, upto, cancel).await {
+            Ok((walked_upto, are_listed)) => {
+                watch.walked_upto = walked_upto;
+                watch.lost_index |= !are_listed;
+            }
+            Err(error) => {
+                tracing::warn!(project.id = ?project, "new backups are not walked: {error}");
+            }
+        }
+        if watch.lost_index {
+            self.note_loss(project, &watch, now).await?;
             watch.lost_index = !self.are_lists_whole(project, cancel).await?;
             watched.lost_indexes += usize::from(watch.lost_index);
+        }
+        // What a lost index object listed is in no inventory: nothing new is known of any
+        // backup by looking for packs, or reading them, until all are listed again.
+        let upto = if watch.lost_index { 0 } else { upto };
+        if watch.lost_index {
+            watch.round = None;
+        } else {
+            (watch.present_at, watch.present_upto) = (Some(now), upto);
         }
         let inventory = &inventory;
         let run = Run {
@@ -152,39 +170,45 @@ impl Parts {
         let urgent = self.find_urgent(project, &watch).await?;
         if run.read_new(&mut watch, index, urgent, watched).await? {
             watch.watched_since = watch.watched_since.or(Some(now));
-            watch.new_read_upto = upto;
+            watch.new_read_upto = watch.new_read_upto.max(upto);
         }
         self.store.save_watch(project, &watch, now).await?;
         run.go_on(&mut watch, watched).await?;
         Ok(self.store.save_watch(project, &watch, now).await?)
     }
 
-    /// Walks the lists of backups that were not walked before; whether all are whole. An index
-    /// object that vanished before anybody saw it shows by what they name.
+    /// From here on lists are walked for every verdict, and after a restart too.
+    async fn note_loss(
+        &self,
+        project: &ProjectId,
+        watch: &Watch,
+        now: Timestamp,
+    ) -> Result<(), RepositoryError> {
+        self.repositories.wholeness.note_lost_index(project);
+        Ok(self.store.save_watch(project, watch, now).await?)
+    }
+
+    /// Walks the lists of backups that were not walked before: up to which, and whether index
+    /// objects list all that they name. An index object that vanished before anybody saw it
+    /// shows by that alone.
     async fn walk_new(
         &self,
         repository: &SharedRepository,
         project: &ProjectId,
-        watch: &mut Watch,
+        after: u64,
         upto: u64,
         cancel: &CancelFlag,
-    ) -> Result<bool, RepositoryError> {
-        let new = self.store.list_snapshots_after(project, watch.walked_upto, WALKS_MAX).await?;
-        let mut are_whole = true;
-        for (_, snapshot) in &new {
-            let Ok(id) = snapshot.parse::<SnapshotId>() else { continue };
-            let (shared, flag) = (repository.clone(), cancel.clone());
-            are_whole &= match blocking(move || shared.is_whole(id, &flag)).await {
-                Ok(is_whole) => is_whole,
-                Err(RepositoryError::Engine(EngineError::Damaged { .. })) => false,
-                Err(error) => return Err(error),
-            };
-        }
-        watch.walked_upto = match new.last() {
+    ) -> Result<(u64, bool), RepositoryError> {
+        let new = self.store.list_snapshots_after(project, after, WALKS_MAX).await?;
+        let walked_upto = match new.last() {
             Some((last, _)) if new.len() >= WALKS_MAX as usize => *last,
             Some(_) | None => upto,
         };
-        Ok(are_whole)
+        let ids: Vec<SnapshotId> =
+            new.iter().filter_map(|(_, snapshot)| snapshot.parse().ok()).collect();
+        let (shared, cancel) = (repository.clone(), cancel.clone());
+        let are_listed = blocking(move || shared.are_listed(&ids, &cancel)).await?;
+        Ok((walked_upto, are_listed))
     }
 
     /// New backups that are read back before others: those with the configured tag, then those
@@ -209,7 +233,6 @@ impl Parts {
         project: &ProjectId,
         cancel: &CancelFlag,
     ) -> Result<bool, RepositoryError> {
-        self.repositories.wholeness.note_lost_index(project);
         let items = self.store.all_items(project).await?;
         let available = items.iter().filter(|item| item.status == ItemStatus::Available);
         let ids: Vec<SnapshotId> =

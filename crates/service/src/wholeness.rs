@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt as _;
@@ -40,9 +40,12 @@ pub(crate) enum Judged {
 /// What is known of damage in the repositories of all projects.
 pub(crate) struct Wholeness {
     projects: Mutex<HashMap<ProjectId, Known>>,
-    /// Repositories that lost an index object, and how often that was noticed: what it
-    /// listed is not recorded anywhere, so lists are walked as if there were marks.
+    /// Repositories that lost an index object, and the number of the notice: what it listed
+    /// is not recorded anywhere, so lists are walked as if there were marks.
     losses: Mutex<HashMap<ProjectId, u64>>,
+    /// Notices of losses so far. No number is given twice: what was walked under one says
+    /// nothing under another.
+    notices: AtomicU64,
     /// Whether those are in it that the catalogue tells of: what was lost stays so when the
     /// process ends, and until it is known nobody hears yes.
     are_losses_known: AtomicBool,
@@ -78,6 +81,7 @@ impl Default for Wholeness {
         Self {
             projects: Mutex::default(),
             losses: Mutex::default(),
+            notices: AtomicU64::new(0),
             are_losses_known: AtomicBool::new(false),
             walks: Arc::new(Semaphore::new(WALKS_MAX)),
         }
@@ -119,7 +123,7 @@ impl Wholeness {
     /// walked again.
     pub(crate) fn note_lost_index(&self, project: &ProjectId) {
         let mut losses = self.losses.lock().unwrap_or_else(PoisonError::into_inner);
-        *losses.entry(project.clone()).or_default() += 1;
+        losses.insert(project.clone(), self.notices.fetch_add(1, Ordering::Relaxed));
     }
 
     /// Every list was walked since, and was whole.
@@ -223,7 +227,7 @@ impl Repositories {
             };
             let mut marks: BTreeSet<String> = list(ObjectKind::Mark)?;
             // Walks of before a loss hold no longer.
-            marks.extend(losses.map(|count| format!("{count} lost index objects")));
+            marks.extend(losses.map(|count| format!("notice {count} of a lost index object")));
             if marks.is_empty() {
                 return Ok(Look { held, marked: None });
             }

@@ -1,5 +1,5 @@
--- The order in which backups were finished, and proofs ended, in their project: what was seen
--- after what is told by it and not by clocks, which may be wrong or set back. What was seen
+-- The order in which backups were finished in their project, and in which proofs ended: what
+-- was seen after what is told by it and not by clocks, which may be wrong or set back. What was seen
 -- before this migration counts for nothing until it is seen again.
 ALTER TABLE items ADD COLUMN sequence BIGINT;
 UPDATE items SET sequence = n.place FROM (

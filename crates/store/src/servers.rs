@@ -11,8 +11,8 @@ use crate::error::{Result, StoreError};
 use crate::items::{IDS_MAX, push_ids};
 
 impl Store {
-    /// Servers of which the project has backups, of any status, by id; those after `after`,
-    /// at most so many.
+    /// Servers of which the project has backups with data, available or not just now, by id;
+    /// those after `after`, at most so many.
     ///
     /// # Errors
     /// The catalogue does not answer.
@@ -26,7 +26,8 @@ impl Store {
         let rows: Vec<(String,)> = tx
             .query_as(
                 "SELECT DISTINCT server_id FROM items WHERE project_id = $1 \
-                 AND server_id > $2 AND status <> 'deleted' ORDER BY server_id LIMIT $3",
+                 AND server_id > $2 AND status <> 'deleted' AND snapshot_id IS NOT NULL \
+                 ORDER BY server_id LIMIT $3",
             )
             .bind(project.as_str().to_owned())
             .bind(after.map_or("", ServerId::as_str).to_owned())

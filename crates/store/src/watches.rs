@@ -26,7 +26,7 @@ impl Store {
         )
     }
 
-    /// Projects whose repositories have lost index objects.
+    /// Projects whose repositories have lost index objects, or of which that cannot be told.
     ///
     /// # Errors
     /// The catalogue does not answer.
@@ -38,8 +38,8 @@ impl Store {
             .await?;
         let mut lost = Vec::new();
         for (project, state) in rows {
-            let watch: Watch = from_json("watch", &project, &state)?;
-            if watch.lost_index {
+            let watch = from_json::<Watch>("watch", &project, &state);
+            if watch.map_or(true, |watch| watch.lost_index) {
                 lost.push(ProjectId::new(project));
             }
         }

@@ -411,7 +411,8 @@ impl Load {
         let (word, expected) = match self.how {
             How::Batches => ("\"result\":true", BATCH),
             How::Single => ("\"result\":true", 1),
-            How::Fleet => ("\"result\":true", SERVERS),
+            // Two of a hundred have no backup that is available.
+            How::Fleet => ("\"result\":true", SERVERS - SERVERS / 50),
             How::List | How::Deep => ("\"checkpoint_id\":", 1),
         };
         let count = u64::try_from(answer.matches(word).count())?;

@@ -234,10 +234,12 @@ fn every_word_of_a_sort_reads_back() {
 async fn the_servers_with_backups_are_listed_by_pages_and_found_by_tag() {
     let store = Store::open_in_memory().await.unwrap();
     let tag = |value: &str| Tag::new("env", value).unwrap();
-    // Two backups of every third server; the later one has no tag.
-    for number in 0..12 {
+    // Two backups of every third server; the later one has no tag. One that never held data
+    // leaves its server unlisted.
+    for number in 0..13 {
         let mut one = item(number);
-        one.source.id = server_id(number % 9);
+        one.source.id = if number < 12 { server_id(number % 9) } else { server_id(number) };
+        one.snapshot = (number < 12).then(|| result().snapshot);
         one.tags = if number < 9 && number % 2 == 0 { vec![tag("prod")] } else { vec![tag("x")] };
         store.adopt(&checkpoint_of(vec![one])).await.unwrap();
     }

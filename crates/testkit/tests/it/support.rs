@@ -9,8 +9,10 @@ use kedge_core::ids::{CheckpointId, ItemId, PlanId, ProjectId, RestoreId};
 use kedge_core::resource::{SERVER_TYPE, Server};
 use kedge_core::restore::{Mapping, Pair, Question};
 use kedge_engine::{
-    Backend as _, CancelFlag, NoProgress, ObjectKind, ObjectName, VerifyOptions, VerifyOutcome,
+    Backend as _, CancelFlag, ForeignLocks, NoProgress, ObjectKind, ObjectName, VerifyOptions,
+    VerifyOutcome,
 };
+use kedge_service::care::{Prune, Run};
 use kedge_service::error::Error;
 use kedge_service::identity::UsersSource;
 use kedge_service::protect::ProtectRequest;
@@ -51,6 +53,18 @@ pub(crate) fn demanding_users(grade: &str, days: Option<u32>) -> UsersSource {
     let days = days.map(|days| format!("evidence_days = {days}\n")).unwrap_or_default();
     let users = users_text(PASSWORD).replacen("name = \"demo\"\n", &(head + &days), 1);
     UsersSource::Text(users)
+}
+
+/// Removes from the repository whatever no backup needs. The service is to be restarted.
+pub(crate) async fn prune(harness: &Harness, project: &ProjectId) {
+    let how = Prune {
+        unused_percent_max: 0,
+        repack_bytes_max: u64::MAX,
+        foreign_locks: ForeignLocks::Honour,
+        run: Run::Really,
+    };
+    let (cancel, progress) = (CancelFlag::new(), Arc::new(NoProgress));
+    harness.app.repositories().prune(project, how, cancel, progress).await.unwrap();
 }
 
 /// Admits a backup and returns its ids.

@@ -337,3 +337,54 @@ async fn what_is_most_at_risk_is_read_back_first() {
     let [usual, tagged, long] = [place(&data[0]), place(&data[1]), place(&data[2])];
     assert!(tagged < long && long < usual, "{tagged} {long} {usual}");
 }
+
+/// A notice of a loss that turned out to be a prune says nothing about the next one.
+#[tokio::test]
+async fn what_was_walked_after_one_loss_is_walked_again_after_the_next() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(13, 2 * MIB)]);
+    back_up(&harness, &server).await;
+    harness.cloud.overwrite(&server.volumes[0].id, 0, &disk(14, MIB));
+    let kept = back_up(&harness, &server).await;
+    watch(&harness).await;
+    let store = harness.places.store_of(&server.project_id);
+    // What a prune does: the same in another object.
+    let before = objects(&harness, ObjectKind::Index);
+    let first = harness.store.all_items(&server.project_id).await.unwrap().remove(0);
+    let context = harness.context().await;
+    harness.app.delete(&context, &first.checkpoint_id, None).await.unwrap();
+    harness.run_jobs_to_their_end().await;
+    prune(&harness, &server.project_id).await;
+    let after = objects(&harness, ObjectKind::Index);
+    assert!(before.iter().any(|index| !after.contains(index)), "nothing was replaced");
+    assert_eq!(watch(&harness).await.lost_indexes, 0);
+    assert_eq!(verdict(&harness, &kept, &server).await.0, Ok(()));
+    for index in after {
+        store.inner().delete(&index).unwrap();
+    }
+    assert_eq!(watch(&harness).await.lost_indexes, 1);
+    assert_eq!(verdict(&harness, &kept, &server).await.0, Err(Code::DataDamaged));
+}
+
+/// What was looked for and read while an index object was lost is not called so when it is
+/// back; nor is damage of another kind called a lost index object.
+#[tokio::test]
+async fn nothing_new_is_known_of_any_backup_while_an_index_object_is_lost() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(15, 2 * MIB)]);
+    let saved = back_up(&harness, &server).await;
+    let store = harness.places.store_of(&server.project_id);
+    let index = objects(&harness, ObjectKind::Index)[0];
+    let whole = store.inner().get(&index, u64::MAX).unwrap();
+    store.inner().delete(&index).unwrap();
+    assert_eq!(watch(&harness).await.lost_indexes, 1);
+    assert_eq!(verdict(&harness, &saved, &server).await, (Err(Code::DataDamaged), Grade::Recorded));
+    store.inner().put(&index, &whole).unwrap();
+    let back = watch(&harness).await;
+    assert!(back.lost_indexes == 0 && back.read_bytes > 0, "{back:?}");
+    assert_eq!(verdict(&harness, &saved, &server).await, (Ok(()), Grade::Read));
+
+    let other = harness.add_server(&[&disk(16, 2 * MIB)]);
+    back_up_and_damage(&harness, &other).await;
+    assert_eq!(watch(&harness).await.lost_indexes, 0, "a damaged pack is listed");
+}

@@ -1,14 +1,11 @@
 //! Chains, changed blocks, and moments that were not one.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kedge_cloud::sim::SimOp;
 use kedge_core::checkpoint::Method;
 use kedge_core::resource::VolumeRole;
 use kedge_core::status::ItemStatus;
-use kedge_engine::{CancelFlag, ForeignLocks, NoProgress};
-use kedge_service::care::{Prune, Run};
 
 use super::*;
 
@@ -17,15 +14,7 @@ async fn delete(harness: Harness, item: &Item) -> Harness {
     let context = harness.context().await;
     harness.app.delete(&context, &item.checkpoint_id, None).await.unwrap();
     harness.run_jobs_to_their_end().await;
-    let how = Prune {
-        unused_percent_max: 0,
-        repack_bytes_max: u64::MAX,
-        foreign_locks: ForeignLocks::Honour,
-        run: Run::Really,
-    };
-    let repositories = harness.app.repositories();
-    let (cancel, progress) = (CancelFlag::new(), Arc::new(NoProgress));
-    repositories.prune(&item.project_id, how, cancel, progress).await.unwrap();
+    prune(&harness, &item.project_id).await;
     harness.restarted().await
 }
 

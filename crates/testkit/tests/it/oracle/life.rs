@@ -170,12 +170,15 @@ struct Made {
     contents: Vec<Vec<u8>>,
     /// Nobody deleted it, so its bytes must be there.
     is_kept: bool,
+    /// Whether the catalogue must know it; `None` where a rebuild met damage.
+    is_known: Option<bool>,
 }
 
 struct Life {
     harness: Harness,
     folder: TempDir,
-    has_old_catalogue: bool,
+    /// The backups that a catalogue knows which was put aside.
+    old_catalogue: Option<Vec<ItemId>>,
     servers: Vec<ServerId>,
     made: Vec<Made>,
     /// Objects in the order in which they came to be.
@@ -204,7 +207,7 @@ impl Life {
         let mut life = Self {
             harness,
             folder,
-            has_old_catalogue: false,
+            old_catalogue: None,
             servers: Vec::new(),
             made: Vec::new(),
             objects: Vec::new(),
@@ -244,12 +247,9 @@ impl Life {
             Deed::Prune => self.prune().await,
             Deed::Damage => self.damage(a, b, c),
             Deed::Mend => self.mend(),
-            Deed::LoseCatalogue => self.replace_catalogue(None).await,
+            Deed::LoseCatalogue => self.lose_catalogue().await,
             Deed::KeepCatalogue => self.keep_catalogue().await,
-            Deed::OldCatalogue if self.has_old_catalogue => {
-                self.replace_catalogue(Some("old.db")).await;
-            }
-            Deed::OldCatalogue => {}
+            Deed::OldCatalogue => self.bring_back_catalogue().await,
             Deed::Rebuild => self.rebuild().await,
             Deed::Restart => self.restart().await,
             Deed::Kill => self.kill(a, b, c).await,
@@ -291,6 +291,11 @@ impl Life {
         self.note_backup(&item, contents).await;
     }
 
+    /// Where nothing is damaged nothing is an excuse.
+    fn is_sound(&self) -> bool {
+        self.damaged.is_empty()
+    }
+
     async fn admit_backup(&self, server: &Server) -> Option<ItemId> {
         let context = self.harness.context().await;
         let begun = self.harness.app.protect(&context, protect_request(server, None)).await;
@@ -301,8 +306,10 @@ impl Life {
         let context = self.harness.context().await;
         let item = self.harness.app.get_item(&context, id).await.unwrap();
         self.log.push(format!("backup {id} of {}: {:?}", item.source.id, item.snapshot));
-        if item.status == ItemStatus::Available {
-            self.made.push(Made { item, contents, is_kept: true });
+        let is_available = item.status == ItemStatus::Available;
+        assert!(is_available || !self.is_sound(), "{}: {item:?}", self.at);
+        if is_available {
+            self.made.push(Made { item, contents, is_kept: true, is_known: Some(true) });
         }
     }
 
@@ -312,12 +319,16 @@ impl Life {
         let record = self.made[at].item.checkpoint_id.clone();
         if self.harness.app.delete(&context, &record, None).await.is_ok() {
             self.harness.run_jobs_to_their_end().await;
-            self.note_deletion(at);
+            self.note_deletion(at).await;
         }
     }
 
     /// What was damaged of it need not come back.
-    fn note_deletion(&mut self, at: usize) {
+    async fn note_deletion(&mut self, at: usize) {
+        let id = &self.made[at].item.id;
+        let row = self.harness.store.find_item(&project(), id).await.unwrap();
+        assert_eq!(row, None, "{}: it was deleted", self.at);
+        self.made[at].is_known = Some(false);
         self.log.push(format!("backup {} deleted", self.made[at].item.id));
         self.made[at].is_kept = false;
         let snapshot = self.made[at].item.snapshot.as_ref().map(|named| named.snapshot.clone());
@@ -344,9 +355,10 @@ impl Life {
         };
         let repositories = self.harness.app.repositories();
         let (cancel, progress) = (CancelFlag::new(), Arc::new(NoProgress));
-        // Where something needed is missing it refuses, and that is well.
         let pruned = repositories.prune(&project(), how, cancel, progress).await;
         self.log.push(format!("pruned: {pruned:?}"));
+        // Where something needed is missing it refuses, and that is well.
+        assert!(pruned.is_ok() || !self.is_sound(), "{}: {pruned:?}", self.at);
         self.restart().await;
     }
 
@@ -410,25 +422,42 @@ impl Life {
 
     async fn keep_catalogue(&mut self) {
         self.harness.store.close().await;
-        let path = self.catalogue();
-        std::fs::copy(&path, self.folder.path().join("old.db")).unwrap();
-        self.has_old_catalogue = true;
+        std::fs::copy(self.catalogue(), self.folder.path().join("old.db")).unwrap();
         self.reopen().await;
+        let mut known = Vec::new();
+        for made in &self.made {
+            if self.harness.store.find_item(&project(), &made.item.id).await.unwrap().is_some() {
+                known.push(made.item.id.clone());
+            }
+        }
+        self.old_catalogue = Some(known);
     }
 
-    /// With an older one, or with none.
-    async fn replace_catalogue(&mut self, by: Option<&str>) {
+    /// The one that was put aside knows nothing of what happened since.
+    async fn bring_back_catalogue(&mut self) {
+        let Some(known) = self.old_catalogue.clone() else { return };
         self.harness.store.close().await;
-        let path = self.catalogue();
-        for suffix in ["", "-wal", "-shm"] {
-            let _ = std::fs::remove_file(format!("{}{suffix}", path.display()));
-        }
-        if let Some(name) = by {
-            std::fs::copy(self.folder.path().join(name), &path).unwrap();
-        }
+        self.remove_catalogue();
+        std::fs::copy(self.folder.path().join("old.db"), self.catalogue()).unwrap();
         self.reopen().await;
-        if by.is_none() {
-            self.rebuild().await;
+        for made in &mut self.made {
+            made.is_known = Some(known.contains(&made.item.id));
+        }
+    }
+
+    async fn lose_catalogue(&mut self) {
+        self.harness.store.close().await;
+        self.remove_catalogue();
+        self.reopen().await;
+        for made in &mut self.made {
+            made.is_known = Some(false);
+        }
+        self.rebuild().await;
+    }
+
+    fn remove_catalogue(&self) {
+        for suffix in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(format!("{}{suffix}", self.catalogue().display()));
         }
     }
 
@@ -441,9 +470,17 @@ impl Life {
         self.harness = self.harness.with_catalogue(store).await;
     }
 
-    /// What cannot be read is not taken in; that is told, and nothing to the contrary.
+    /// What cannot be read is not taken in. What was deleted stays so where the catalogue knows
+    /// of it; and its snapshot is gone.
     async fn rebuild(&mut self) {
-        let _ = self.harness.app.adopt_records(&project()).await;
+        let adopted = self.harness.app.adopt_records(&project()).await;
+        let is_sound = self.is_sound();
+        assert!(adopted.is_ok() || !is_sound || self.made.is_empty(), "{}: {adopted:?}", self.at);
+        for made in self.made.iter_mut().filter(|made| made.is_kept) {
+            if made.is_known == Some(false) {
+                made.is_known = is_sound.then_some(true);
+            }
+        }
     }
 
     /// A watch and a backup while the clock is wrong.
@@ -473,7 +510,7 @@ impl Life {
                 let record = self.made[at].item.checkpoint_id.clone();
                 if self.harness.app.delete(&context, &record, None).await.is_ok() {
                     self.die(when).await;
-                    self.note_deletion(at);
+                    self.note_deletion(at).await;
                 }
             }
             _ => {
@@ -492,6 +529,8 @@ impl Life {
                 if ended.status == RestoreStatus::Success {
                     let expected = overlaid(&made, &target, &question, before);
                     assert!(self.contents(&target) == expected, "{}: wrong bytes", self.at);
+                } else {
+                    assert!(!self.is_sound(), "{}: {}", self.at, ended.reason);
                 }
             }
         }
@@ -574,7 +613,7 @@ impl Life {
             self.harness.app.check_restorable(&context, vec![question.clone()]).await.unwrap();
         let said = checked[0].as_ref().map(drop).map_err(|no| no.code().as_str());
         self.tally.questions += 1;
-        let is_honest = self.compare(said, right, truth);
+        self.compare(said, right, truth);
 
         let is_late = turn / 24 % 3;
         if is_late == 1 {
@@ -585,8 +624,10 @@ impl Life {
         self.harness.cloud.clear_write_log();
         let begun = self.harness.app.restore(&context, request(&made.item, question.clone())).await;
         let admitted = begun.as_ref().map(drop).map_err(|error| error.code().as_str());
-        if !is_honest {
+        if is_late == 1 {
             self.compare(admitted, right, truth);
+        } else {
+            assert_eq!(admitted, said, "{}: the restore says another thing", self.at);
         }
         let before = self.contents(&target);
         let Ok(restore) = begun else {
@@ -629,22 +670,26 @@ impl Life {
         self.servers.iter().position(|id| *id == made.item.source.id).unwrap() as u64
     }
 
-    /// Whether the answer is an honest "unknown" in place of a no.
+    /// An answer is right, or an honest "unknown" in place of a no about bytes.
     fn compare(
         &mut self,
         said: Result<(), &'static str>,
         right: Result<(), &'static str>,
         truth: Truth,
-    ) -> bool {
+    ) {
         if said == right {
-            return false;
+            return;
         }
-        let is_unknown = matches!(said, Err("KEDGE.0014" | "KEDGE.0005"));
-        let is_about_bytes = matches!(right, Err("KEDGE.0013" | "KEDGE.0006"));
-        let is_honest = is_unknown && (is_about_bytes || truth == Truth::NothingReadable);
-        assert!(is_honest, "{}: {said:?} said, {right:?} is right; {:#?}", self.at, self.log);
+        let is_index = |(name, _): &(ObjectName, Vec<u8>)| name.kind() == ObjectKind::Index;
+        let is_unknown = said == Err("KEDGE.0014") && self.damaged.iter().any(is_index);
+        let is_about_bytes = right == Err("KEDGE.0013") || truth == Truth::NothingReadable;
+        assert!(
+            is_unknown && is_about_bytes,
+            "{}: {said:?} said, {right:?} is right; {:#?}",
+            self.at,
+            self.log
+        );
         self.tally.honestly_unknown += 1;
-        true
     }
 
     /// What the table says; to a restore that has moved the backup to this status itself, as
@@ -658,13 +703,14 @@ impl Life {
         own: Option<ItemStatus>,
     ) -> Result<(), &'static str> {
         let row = self.harness.store.find_item(&project(), &made.item.id).await.unwrap();
-        let backup = row.map(|row| BackupDesc {
+        if let Some(is_known) = made.is_known {
+            assert_eq!(row.is_some(), is_known, "{}: {}, {:#?}", self.at, made.item.id, self.log);
+        }
+        let status = own.unwrap_or(ItemStatus::Available);
+        assert!(row.as_ref().is_none_or(|row| row.status == status), "{}: {row:?}", self.at);
+        let backup = row.map(|_| BackupDesc {
             owner: Owner::Mine,
-            status: match row.status {
-                ItemStatus::Available => BackupStatus::Available,
-                status if Some(status) == own => BackupStatus::Available,
-                _ => BackupStatus::Error,
-            },
+            status: BackupStatus::Available,
             kind: kind(made.item.source.kind),
             zone: zone(&made.item.source.zone),
             disks: made

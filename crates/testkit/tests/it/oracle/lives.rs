@@ -53,6 +53,7 @@ async fn shrunk(seed: u64, mut steps: Vec<Step>, mut text: String) -> (Vec<Step>
 async fn verdicts_hold_through_lives() {
     let tally = live_all(0..FIXED).await;
     assert!(tally.restored * 5 >= tally.questions, "{tally:?}: too few are carried out");
+    assert!(tally.honestly_unknown * 10 <= tally.questions, "{tally:?}: too often unknown");
     assert!(tally.refused * 5 >= tally.questions, "{tally:?}: too few are refused");
 }
 
