@@ -36,11 +36,20 @@ pub struct Watch {
     pub went_on_at: Option<Timestamp>,
     /// Index objects, by their ids, of which every pack was read back.
     pub read_index: BTreeSet<String>,
+    /// Those that were seen beside, and of which that is still to be done.
+    pub unread_index: BTreeSet<String>,
     /// The last backup up to which every list was walked: all that it names was listed by
-    /// some index object then.
+    /// index objects that were seen, unless it is doubted.
     pub walked_upto: u64,
-    /// An index object is gone, or cannot be read, and nobody knows what it listed.
-    pub lost_index: bool,
+    /// Backups of which something is listed nowhere or a list cannot be read; and those of
+    /// which that was so and not everything was looked for and read since.
+    pub doubted: BTreeSet<u64>,
+    /// The doubted backup whose list was walked again last.
+    pub doubted_after: u64,
+    /// Something is lost that no record of damage names: an index object, whatever it listed,
+    /// or a list. Until it is known whom that harms, every verdict walks.
+    #[serde(alias = "lost_index")]
+    pub is_in_doubt: bool,
 }
 
 /// A round through every pack of a repository.
@@ -124,9 +133,8 @@ impl Watch {
     /// What is known of a backup with this place in the order of its project's, and of which
     /// proofs say this.
     pub fn evidence(&self, sequence: Option<u64>, proven: &Proven) -> Evidence {
-        // What no index object lists is neither looked for nor read.
         let is_among = |upto: u64| {
-            sequence.is_some_and(|sequence| sequence <= upto && sequence <= self.walked_upto)
+            sequence.is_some_and(|sequence| sequence <= upto && !self.doubted.contains(&sequence))
         };
         // What a backup shares with older ones was read when those were; all of it after
         // the last round began, or the first.
@@ -142,6 +150,19 @@ impl Watch {
         Evidence { grade, ..evidence }
     }
 
+    /// Takes note of the index objects there are. Whether one is gone that was seen before:
+    /// pruned or lost, which only lists tell, so that all are to be walked again.
+    pub fn note_index(&mut self, index: &BTreeSet<String>) -> bool {
+        let is_gone = !self.read_index.is_subset(index) || !self.unread_index.is_subset(index);
+        if is_gone {
+            self.walked_upto = 0;
+            self.is_in_doubt = true;
+        }
+        self.read_index.retain(|read| index.contains(read));
+        self.unread_index = index.difference(&self.read_index).cloned().collect();
+        is_gone
+    }
+
     /// Forgets what was seen later than now, by a clock that was wrong: it is to be seen again.
     pub fn forget_after(&mut self, now: Timestamp) {
         let is_later = |at: Option<Timestamp>| at.is_some_and(|at| at > now);
@@ -150,7 +171,8 @@ impl Watch {
         }
         if is_later(self.watched_since) {
             (self.watched_since, self.new_read_upto) = (None, 0);
-            self.read_index.clear();
+            // It was seen all the same.
+            self.unread_index.append(&mut self.read_index);
         }
         if is_later(self.all_read_at) {
             (self.all_read_at, self.all_read_upto) = (None, 0);
@@ -208,7 +230,7 @@ mod tests {
             new_read_upto: 40,
             all_read_at: Some(at(20)),
             all_read_upto: 20,
-            walked_upto: 60,
+            doubted: [7].into(),
             ..Watch::default()
         };
         for (sequence, grade, read_since, present_at) in [
@@ -218,6 +240,7 @@ mod tests {
             (Some(30), Grade::Read, Some(20), Some(50)),
             (Some(41), Grade::Present, None, Some(50)),
             (Some(51), Grade::Recorded, None, None),
+            (Some(7), Grade::Recorded, None, None),
         ] {
             let (read_since, present_at) = (read_since.map(at), present_at.map(at));
             let expected = Evidence { grade, read_since, present_at, drilled: None };
@@ -226,10 +249,33 @@ mod tests {
         }
         let nothing = Proven::default();
         assert_eq!(Watch::default().evidence(Some(1), &nothing).grade, Grade::Recorded);
-        let first = Watch { all_read_at: None, all_read_upto: 0, ..watch.clone() };
+        let first = Watch { all_read_at: None, all_read_upto: 0, ..watch };
         assert_eq!(first.evidence(Some(30), &nothing).read_since, Some(at(5)));
-        let unwalked = Watch { walked_upto: 29, ..watch };
-        assert_eq!(unwalked.evidence(Some(30), &nothing).grade, Grade::Recorded);
+    }
+
+    #[test]
+    fn an_index_object_that_is_gone_has_every_list_walked_again() {
+        let names = |names: &[&str]| -> BTreeSet<String> {
+            names.iter().map(|name| (*name).to_owned()).collect()
+        };
+        let watch = |read, unread| Watch {
+            walked_upto: 4,
+            read_index: names(read),
+            unread_index: names(unread),
+            ..Watch::default()
+        };
+        for (read, unread, is_gone, still_read, still_unread) in [
+            (&["a", "b"][..], &[][..], false, &["a", "b"][..], &["c"][..]),
+            (&["a"], &["b"], false, &["a"], &["b", "c"]),
+            (&["a", "x"], &[], true, &["a"], &["b", "c"]),
+            (&["a"], &["b", "x"], true, &["a"], &["b", "c"]),
+        ] {
+            let mut known = watch(read, unread);
+            assert_eq!(known.note_index(&names(&["a", "b", "c"])), is_gone, "{read:?} {unread:?}");
+            let walked_upto = if is_gone { 0 } else { 4 };
+            let expected = watch(still_read, still_unread);
+            assert_eq!(known, Watch { walked_upto, is_in_doubt: is_gone, ..expected });
+        }
     }
 
     #[test]
@@ -263,24 +309,24 @@ mod tests {
             round: round(seconds),
             went_on_at: Some(at(seconds)),
             read_index: read_index.clone(),
+            unread_index: BTreeSet::new(),
             walked_upto: 4,
-            lost_index: true,
+            doubted: [3].into(),
+            doubted_after: 3,
+            is_in_doubt: true,
         };
         let mut known = watch(100);
         known.forget_after(at(100));
         assert_eq!(known, watch(100));
         known.forget_after(at(99));
-        assert_eq!(known, Watch { lost_index: true, walked_upto: 4, ..Watch::default() });
+        let kept =
+            Watch { is_in_doubt: true, doubted_after: 3, walked_upto: 4, ..Watch::default() };
+        assert_eq!(known, Watch { doubted: [3].into(), unread_index: read_index, ..kept });
     }
 
     #[test]
     fn a_proof_counts_beside_what_watching_saw_and_only_a_boot_makes_the_best_grade() {
-        let watch = Watch {
-            present_at: Some(at(50)),
-            present_upto: 10,
-            walked_upto: 10,
-            ..Watch::default()
-        };
+        let watch = Watch { present_at: Some(at(50)), present_upto: 10, ..Watch::default() };
         let drill = |outcome| Some(Drilled { at: at(60), outcome });
         for (read_at, drilled, grade) in [
             (None, None, Grade::Present),

@@ -317,6 +317,7 @@ mod tests {
             assert_eq!(request(link, COMMAND_FLUSH, 0, 0), 0);
             assert_eq!(request(link, 4, 0, 512), EINVAL);
             assert_eq!(request(link, COMMAND_READ, 0, 1), 0);
+            assert_eq!(take::<1>(link).unwrap(), [0]);
         });
         assert!(ended.is_ok());
     }
@@ -345,6 +346,7 @@ mod tests {
             let export: [u8; 134] = take(link).unwrap();
             assert_eq!((be64(&export, 0), be16(&export, 8)), (4096, 7));
             assert_eq!(request(link, COMMAND_READ, 0, 1), 0);
+            assert_eq!(take::<1>(link).unwrap(), [0]);
         });
         assert!(ended.is_ok());
     }

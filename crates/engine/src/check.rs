@@ -15,7 +15,7 @@ use crate::{
     read::blob_name,
     repository::{Indexed, Repository},
     tree::{Node, NodeKind},
-    verify::{PackCatalogue, VerifyOptions, VerifyOutcome},
+    verify::{OnDamage, PackCatalogue, VerifyOptions, VerifyOutcome},
 };
 
 /// Whether a check reads the packs.
@@ -130,8 +130,10 @@ impl Repository<Indexed> {
                     bytes_max: u64::MAX,
                 };
                 let outcome = VerifyOutcome::default();
+                let all = |_, _| true;
+                let tell = OnDamage::Tell;
                 let outcome =
-                    self.verify_packs(&catalogue, &|_, _| true, &options, outcome, &NoProgress)?;
+                    self.verify_packs(&catalogue, &all, tell, &options, outcome, &NoProgress)?;
                 cancel.check()?;
                 report.read_bytes = outcome.read_bytes;
                 report.note_packs(outcome.damaged);

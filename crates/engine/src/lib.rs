@@ -59,7 +59,7 @@ pub use list::{BlobIds, BlobList};
 pub use marks::PackDamage;
 pub use prune::{ForeignLocks, Freed, PruneOptions, PruneReport, Stats};
 pub use random::VolumeReader;
-pub use read::{SnapshotView, VolumeView};
+pub use read::{Listing, SnapshotView, VolumeView};
 pub use repository::{Closed, CreateOptions, Indexed, Open, Repository};
 pub use restore::{ReadOptions, ReadReport, RestoreCursor, Resume};
 pub use session::Session;

@@ -145,7 +145,7 @@ pub(crate) fn store(vault: &Vault, file: &MarkFile) -> Result<MarkId, EngineErro
 
 impl PackDamage {
     /// Whether who knows this learns nothing new from `other` about the same pack.
-    fn says(&self, other: &Self) -> bool {
+    pub(crate) fn says(&self, other: &Self) -> bool {
         let has_blobs = match (&self.blobs, &other.blobs) {
             (None, _) => true,
             (Some(_), None) => false,
@@ -210,13 +210,23 @@ impl Repository<Indexed> {
     /// removes a damaged pack once everything needed of it lies elsewhere. Saying the same
     /// twice changes nothing.
     pub fn record_damage(&self, damage: &PackDamage) -> Result<(), EngineError> {
+        self.record_all(std::slice::from_ref(damage))
+    }
+
+    pub(crate) fn record_all(&self, damaged: &[PackDamage]) -> Result<(), EngineError> {
+        if damaged.is_empty() {
+            return Ok(());
+        }
         let stored = self.state.marks.load(&self.vault)?;
-        let is_known = stored.files.values().any(|file| match &**file {
-            MarkFile::Damaged(known) => known.pack == damage.pack && known.says(damage),
-            MarkFile::Condemned { .. } | MarkFile::Awaited { .. } | MarkFile::Gone { .. } => false,
-        });
-        if !is_known {
-            store(&self.vault, &MarkFile::Damaged(damage.clone()))?;
+        let mut known: HashMap<PackId, Vec<&PackDamage>> = HashMap::new();
+        for (_, damage) in stored.damage() {
+            known.entry(damage.pack).or_default().push(damage);
+        }
+        for damage in damaged {
+            let mut said = known.get(&damage.pack).into_iter().flatten();
+            if !said.any(|known| known.says(damage)) {
+                store(&self.vault, &MarkFile::Damaged(damage.clone()))?;
+            }
         }
         self.read_marks().map(drop)
     }

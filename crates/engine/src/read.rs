@@ -13,7 +13,7 @@ use crate::{
     chunk::{ChunkSize, Cut, Zeroes, zero_block_id},
     control::CancelFlag,
     error::EngineError,
-    id::{BlobId, PackId, SnapshotId, TreeId},
+    id::{BlobId, IndexId, PackId, SnapshotId, TreeId},
     index::Location,
     list::{BlobIds, BlobList, Entry},
     repository::{Indexed, Repository},
@@ -24,6 +24,17 @@ use crate::{
 
 /// Files beside volumes are read into memory; larger ones are none of ours.
 const FILE_BYTES_MAX: u64 = 64 << 20;
+
+/// What index objects know of what a snapshot names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listing {
+    /// All that restoring its volumes takes is listed, whatever became of it since.
+    Whole,
+    /// Some of it is listed nowhere.
+    Partial,
+    /// The snapshot, or a tree that is listed, cannot be read.
+    Unreadable,
+}
 
 /// A snapshot whose root tree has been read.
 #[derive(Debug)]
@@ -256,7 +267,8 @@ impl Repository<Indexed> {
     /// Whether everything that restoring a snapshot's volumes takes can be had, as far as
     /// that is known without reading data: its trees can be read, and every blob is listed
     /// by a pack in which nobody found it damaged. Index and marks are refreshed. An error
-    /// says that it is not known: that of a mark or an index object nobody can read, too.
+    /// says that it is not known: that of a mark or an index object nobody can read, too. So
+    /// does that of the snapshot object itself: it may come back.
     pub fn is_whole(&self, id: SnapshotId, cancel: &CancelFlag) -> Result<bool, EngineError> {
         let marks = self.read_marks()?;
         self.state.index.refresh(&self.vault)?;
@@ -281,58 +293,92 @@ impl Repository<Indexed> {
             });
             if can_be_had { Ok(()) } else { Err(missing(blob)) }
         };
-        let visited = self
-            .get_snapshot(id)
-            .and_then(|snapshot| self.visit_blobs(snapshot.tree, cancel, is_volume, require));
+        let tree = self.get_snapshot(id)?.tree;
+        let visited = self.visit_blobs(tree, cancel, is_volume, require);
         match (visited, self.damaged_index_objects().into_iter().next()) {
             (Ok(()), _) => Ok(true),
             // What it lists may be just what is missing.
             (Err(EngineError::Damaged { .. }), Some((object, what))) => {
                 Err(EngineError::damaged(ObjectName::Index(object), what))
             }
-            (Err(EngineError::Damaged { .. } | EngineError::SnapshotNotFound(_)), _) => Ok(false),
+            (Err(EngineError::Damaged { .. }), _) => Ok(false),
             (Err(error), _) => Err(error),
         }
     }
 
-    /// Whether index objects list everything that these snapshots name, whatever became of it.
-    /// What cannot be read, be it the snapshot or a tree that is listed, names nothing here. The
-    /// index is refreshed.
-    pub fn are_listed(&self, ids: &[SnapshotId], cancel: &CancelFlag) -> Result<bool, EngineError> {
+    /// What index objects know of these snapshots, one answer each, and the index objects that
+    /// the answers rest on. The index is refreshed.
+    pub fn find_listed(
+        &self,
+        ids: &[SnapshotId],
+        cancel: &CancelFlag,
+    ) -> Result<(Vec<Listing>, BTreeSet<IndexId>), EngineError> {
         self.state.index.refresh(&self.vault)?;
-        let mut seen = HashSet::new();
-        for id in ids {
-            let mut open = match self.get_snapshot(*id) {
-                Ok(snapshot) => vec![snapshot.tree],
-                Err(EngineError::Damaged { .. } | EngineError::SnapshotNotFound(_)) => continue,
+        // Others may forget, meanwhile, what is gone.
+        let mut objects = self.state.index.objects();
+        let mut listed = HashSet::new();
+        let find = |id: &SnapshotId| {
+            let mut seen = HashSet::new();
+            let listing = self.is_listed_whole(*id, &listed, &mut seen, cancel)?;
+            if listing == Listing::Whole {
+                listed.extend(seen);
+            }
+            Ok(listing)
+        };
+        let listings = ids.iter().map(find).collect::<Result<_, EngineError>>()?;
+        objects.extend(self.state.index.objects());
+        Ok((listings, objects))
+    }
+
+    /// Passes over trees that are known to be `listed` with all below them; those it finds go
+    /// to `seen`.
+    fn is_listed_whole(
+        &self,
+        id: SnapshotId,
+        listed: &HashSet<TreeId>,
+        seen: &mut HashSet<TreeId>,
+        cancel: &CancelFlag,
+    ) -> Result<Listing, EngineError> {
+        let mut open = match self.get_snapshot(id) {
+            Ok(snapshot) => vec![snapshot.tree],
+            Err(EngineError::Damaged { .. } | EngineError::SnapshotNotFound(_)) => {
+                return Ok(Listing::Unreadable);
+            }
+            Err(error) => return Err(error),
+        };
+        while let Some(tree) = open.pop() {
+            cancel.check()?;
+            if listed.contains(&tree) || !seen.insert(tree) {
+                continue;
+            }
+            if self.state.index.find(BlobKind::Tree, tree.blob())?.is_none() {
+                return Ok(Listing::Partial);
+            }
+            let nodes = match self.load_tree(tree) {
+                Ok(tree) => tree.nodes,
+                Err(EngineError::Damaged { .. }) => return Ok(Listing::Unreadable),
                 Err(error) => return Err(error),
             };
-            while let Some(tree) = open.pop() {
-                cancel.check()?;
-                if !seen.insert(tree) {
+            for node in nodes {
+                open.extend(node.subtree);
+                let Some(content) = node.content.as_ref().filter(|_| node.name == VOLUME_FILE)
+                else {
                     continue;
-                }
-                if self.state.index.find(BlobKind::Tree, tree.blob())?.is_none() {
-                    return Ok(false);
-                }
-                let nodes = match self.load_tree(tree) {
-                    Ok(tree) => tree.nodes,
-                    Err(EngineError::Damaged { .. }) => continue,
-                    Err(error) => return Err(error),
                 };
-                for node in nodes {
-                    open.extend(node.subtree);
-                    for entry in node.content.iter().flat_map(BlobList::entries) {
-                        cancel.check()?;
-                        let Entry::Data(blob) = entry else { continue };
-                        if self.state.index.find(BlobKind::Data, blob)?.is_none() {
-                            return Ok(false);
-                        }
+                let zeroes = Zeroes::of_volume(node.size);
+                for entry in content.entries() {
+                    cancel.check()?;
+                    // Zeroes are written without their blob.
+                    if let Entry::Data(blob) = entry
+                        && zeroes.len_of(blob).is_none()
+                        && self.state.index.find(BlobKind::Data, blob)?.is_none()
+                    {
+                        return Ok(Listing::Partial);
                     }
                 }
             }
         }
-        Ok(true)
+        Ok(Listing::Whole)
     }
 
     /// The packs that data of a snapshot's volumes lies in, as the index tells now. What it does

@@ -10,7 +10,7 @@
 //! Invariant: a pack is passed over as sound only when all of it was read.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     num::NonZeroUsize,
     sync::{
         Mutex, PoisonError,
@@ -50,6 +50,15 @@ pub struct VerifyOptions {
     pub bytes_max: u64,
 }
 
+/// What is done with damage at the moment it is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnDamage {
+    /// It is recorded: see [`Repository::record_damage`].
+    Record,
+    /// The outcome tells of it, and nothing is written.
+    Tell,
+}
+
 impl VerifyOptions {
     /// Where to go on when nothing was done. No pack is before the first.
     fn same_place(&self) -> Option<PackId> {
@@ -82,6 +91,8 @@ pub struct VerifyOutcome {
 const WINDOW_BYTES: u64 = 4 << 20;
 /// What is read to find a header: one of a few hundred blobs fits in.
 const TAIL_BYTES: u64 = 16 << 10;
+/// So many misfits are recorded at once.
+const RECORDS: usize = 100;
 /// Objects are hashed in pieces of this size.
 const PIECE_BYTES: u64 = 1 << 20;
 /// A read that waits for the store while the processors work.
@@ -129,8 +140,8 @@ impl Repository<Indexed> {
     /// Verifies with keys: packs as far as the options say, and every other object.
     /// `progress` hears bytes of packs. Packs that no index object lists are left out.
     ///
-    /// Record what is damaged before anything else is backed up, so that no backup
-    /// relies on it.
+    /// What is damaged is recorded the moment it is found, so that nobody relies on it for as
+    /// long as the walk goes on.
     pub fn verify(
         &self,
         options: &VerifyOptions,
@@ -155,7 +166,8 @@ impl Repository<Indexed> {
             let object = ObjectName::Mark(id).to_string();
             outcome.problems.push(Problem { object, what });
         }
-        self.verify_packs(&catalogue, &|_, _| true, options, outcome, progress)
+        let record = OnDamage::Record;
+        self.verify_packs(&catalogue, &|_, _| true, record, options, outcome, progress)
     }
 
     /// What index and store say of packs now, for [`Self::find_misfits`] and
@@ -164,14 +176,17 @@ impl Repository<Indexed> {
     /// know it either.
     pub fn take_inventory(&self) -> Result<Inventory, EngineError> {
         let mut problems = Vec::new();
-        let catalogue = PackCatalogue::load(&self.vault, &mut problems)?;
+        // A list alone proves nothing: what was there before is asked for by its name.
+        let known = self.state.index.objects();
+        let catalogue = PackCatalogue::load_with(&self.vault, known, &mut problems)?;
         self.state.index.forget_damaged(&catalogue.damaged);
         Ok(Inventory { catalogue, problems })
     }
 
-    /// Packs that are missing, or have another size than they must. Each was asked for by
-    /// its name: a list alone proves nothing, for stores give partial ones. Reads those alone
-    /// that are there with another size, to tell which of their blobs can still be had.
+    /// Packs that are missing, or have another size than they must, and records them. Each was
+    /// asked for by its name: a list alone proves nothing, for stores give partial ones. Reads
+    /// those alone that are there with another size, to tell which of their blobs can still be
+    /// had.
     pub fn find_misfits(
         &self,
         inventory: &Inventory,
@@ -181,6 +196,7 @@ impl Repository<Indexed> {
         let mut found = Vec::new();
         let mut there = Vec::new();
         for misfit in catalogue.misfits() {
+            cancel.check()?;
             let Some(listed) = catalogue.packs.get(&misfit.pack) else { continue };
             let name = ObjectName::Pack(misfit.pack);
             let size = self.vault.find_size(&name)?;
@@ -188,30 +204,38 @@ impl Repository<Indexed> {
                 size.is_none() && !self.vault.exists(&ObjectName::Index(listed.object))?;
             if let Some(what) = what_is_wrong_with_size(size, *listed).filter(|_| !is_pruned) {
                 match size {
-                    // What a list left out is read by its size.
-                    Some(size) if catalogue.sizes.get(&misfit.pack) == Some(&size) => {
+                    // A reader goes by the size in the list.
+                    Some(size) if catalogue.lists_as(misfit.pack, size) => {
                         there.push((misfit.pack, size));
                     }
-                    Some(_) | None => found.push(PackDamage { what, ..misfit }),
+                    Some(_) | None => {
+                        found.push(PackDamage { what, ..misfit });
+                        if found.len().is_multiple_of(RECORDS) {
+                            self.record_all(&found[found.len() - RECORDS..])?;
+                        }
+                    }
                 }
             }
         }
+        self.record_all(&found[found.len() / RECORDS * RECORDS..])?;
         let options = VerifyOptions {
             threads: NonZeroUsize::MIN,
             cancel: cancel.clone(),
             after: None,
             bytes_max: u64::MAX,
         };
-        let outcome = VerifyOutcome::default();
-        let outcome = self.verify_these(there, catalogue, &options, outcome, &NoProgress)?;
+        let (record, outcome) = (OnDamage::Record, VerifyOutcome::default());
+        let outcome =
+            self.verify_these(there, catalogue, record, &options, outcome, &NoProgress)?;
         cancel.check()?;
         found.extend(outcome.damaged);
         found.sort_unstable_by_key(|damage| damage.pack);
         Ok(found)
     }
 
-    /// Verifies packs alone, as far as the options say: those of an inventory that are wanted
-    /// themselves and by the index object that lists them.
+    /// Verifies packs alone, as far as the options say: those of an inventory that are wanted,
+    /// with any index object that lists them. What is damaged is recorded the
+    /// moment it is found.
     pub fn verify_listed(
         &self,
         inventory: &Inventory,
@@ -219,8 +243,19 @@ impl Repository<Indexed> {
         options: &VerifyOptions,
         progress: &dyn Progress,
     ) -> Result<VerifyOutcome, EngineError> {
-        let outcome = VerifyOutcome::default();
-        self.verify_packs(&inventory.catalogue, is_wanted, options, outcome, progress)
+        let (record, outcome) = (OnDamage::Record, VerifyOutcome::default());
+        self.verify_packs(&inventory.catalogue, is_wanted, record, options, outcome, progress)
+    }
+
+    /// Whether these index objects are there.
+    pub fn are_there(&self, objects: &BTreeSet<IndexId>) -> Result<bool, EngineError> {
+        let listed: BTreeSet<_> = index::list_objects(&self.vault)?.into_iter().collect();
+        for id in objects.difference(&listed) {
+            if !self.vault.exists(&ObjectName::Index(*id))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The walk over packs alone, of those that are wanted.
@@ -228,17 +263,22 @@ impl Repository<Indexed> {
         &self,
         catalogue: &PackCatalogue,
         is_wanted: &(dyn Fn(PackId, IndexId) -> bool + Sync),
+        on_damage: OnDamage,
         options: &VerifyOptions,
         outcome: VerifyOutcome,
         progress: &dyn Progress,
     ) -> Result<VerifyOutcome, EngineError> {
-        let wanted = catalogue.packs.iter().filter(|(id, listed)| is_wanted(**id, listed.object));
+        let is_wanted = |id: &PackId, listed: &ListedPack| {
+            let more = catalogue.more.get(id).into_iter().flatten();
+            is_wanted(*id, listed.object) || more.into_iter().any(|more| is_wanted(*id, *more))
+        };
+        let wanted = catalogue.packs.iter().filter(|(id, listed)| is_wanted(id, listed));
         let packs = wanted.map(|(id, listed)| (*id, listed.bytes)).collect();
-        self.verify_these(packs, catalogue, options, outcome, progress)
+        self.verify_these(packs, catalogue, on_damage, options, outcome, progress)
     }
 
-    /// Verifies the pack that an error of a reader told of, so that what is wrong with it can
-    /// be recorded; `None` if it told of something else.
+    /// Verifies the pack that an error of a reader told of, and records what is wrong with it;
+    /// `None` if it told of something else.
     pub fn verify_suspect(
         &self,
         error: &EngineError,
@@ -258,29 +298,38 @@ impl Repository<Indexed> {
             after: None,
             bytes_max: u64::MAX,
         };
-        let outcome = VerifyOutcome::default();
-        self.verify_these(packs, &catalogue, &options, outcome, &NoProgress).map(Some)
+        let (record, outcome) = (OnDamage::Record, VerifyOutcome::default());
+        self.verify_these(packs, &catalogue, record, &options, outcome, &NoProgress).map(Some)
     }
 
     fn verify_these(
         &self,
         packs: Vec<(PackId, u64)>,
         catalogue: &PackCatalogue,
+        on_damage: OnDamage,
         options: &VerifyOptions,
         outcome: VerifyOutcome,
         progress: &dyn Progress,
     ) -> Result<VerifyOutcome, EngineError> {
-        let mut marked: HashMap<PackId, Vec<MarkId>> = HashMap::new();
-        for (mark, damage) in self.state.marks.load(&self.vault)?.damage() {
-            marked.entry(damage.pack).or_default().push(mark);
+        let stored = self.state.marks.load(&self.vault)?;
+        let mut marked: HashMap<PackId, Vec<(MarkId, &PackDamage)>> = HashMap::new();
+        for (mark, damage) in stored.damage() {
+            marked.entry(damage.pack).or_default().push((mark, damage));
         }
         let marked = &marked;
         walk(packs, options, outcome, progress, || {
             let mut reader = PackReader::new(&self.vault)?;
             Ok(move |id, _, work: &Work<'_>| {
                 let (mut verdict, is_sound) = reader.verify(catalogue, id, work)?;
-                let marks = marked.get(&id).filter(|_| is_sound);
-                verdict.refuted = marks.cloned().unwrap_or_default();
+                let marks = marked.get(&id).map(Vec::as_slice).unwrap_or_default();
+                if let Some(damage) = &verdict.damage
+                    && on_damage == OnDamage::Record
+                    && !marks.iter().any(|(_, known)| known.says(damage))
+                {
+                    self.record_damage(damage)?;
+                }
+                let refuted = marks.iter().filter(|_| is_sound);
+                verdict.refuted = refuted.map(|(mark, _)| *mark).collect();
                 Ok(verdict)
             })
         })
@@ -415,6 +464,22 @@ impl Inventory {
         &self.catalogue.index
     }
 
+    /// For each index object the size of the packs that are told by it: of a pack listed
+    /// twice the first list counts.
+    pub fn bytes_by_object(&self) -> BTreeMap<IndexId, u64> {
+        let mut bytes = BTreeMap::new();
+        for listed in self.catalogue.packs.values() {
+            *bytes.entry(listed.object).or_default() += listed.bytes;
+        }
+        bytes
+    }
+
+    /// The index objects by which these packs are told.
+    pub fn objects_of(&self, packs: &BTreeSet<PackId>) -> BTreeSet<IndexId> {
+        let listed = packs.iter().filter_map(|pack| self.catalogue.packs.get(pack));
+        listed.map(|listed| listed.object).collect()
+    }
+
     /// The size of all packs, by the index.
     pub fn bytes(&self) -> u64 {
         self.catalogue.packs.values().map(|listed| listed.bytes).sum()
@@ -426,6 +491,8 @@ impl Inventory {
 #[derive(Debug, Default)]
 pub(crate) struct PackCatalogue {
     packs: HashMap<PackId, ListedPack>,
+    /// Further index objects that list a pack.
+    more: HashMap<PackId, Vec<IndexId>>,
     /// Sizes of the packs in the store.
     sizes: HashMap<PackId, u64>,
     /// The index objects that could be read.
@@ -447,8 +514,19 @@ struct ListedPack {
 impl PackCatalogue {
     /// Reads all index objects, one after the other; damaged ones become problems.
     pub(crate) fn load(vault: &Vault, problems: &mut Vec<Problem>) -> Result<Self, EngineError> {
+        Self::load_with(vault, BTreeSet::new(), problems)
+    }
+
+    /// Of those that are `known` too, whether or not they are listed.
+    fn load_with(
+        vault: &Vault,
+        known: BTreeSet<IndexId>,
+        problems: &mut Vec<Problem>,
+    ) -> Result<Self, EngineError> {
         let mut catalogue = Self::default();
-        for object in index::list_objects(vault)? {
+        let mut objects = known;
+        objects.extend(index::list_objects(vault)?);
+        for object in objects {
             catalogue.index.insert(object);
             match index::load_object(vault, object) {
                 Ok(packs) => packs.iter().for_each(|pack| catalogue.add(object, pack)),
@@ -475,11 +553,18 @@ impl PackCatalogue {
     /// Of a pack listed twice the first list counts.
     fn add(&mut self, object: IndexId, pack: &PackEntry) {
         self.blobs += pack.blobs.len() as u64;
-        self.packs.entry(pack.id).or_insert_with(|| ListedPack {
-            bytes: pack::pack_bytes(&pack.blobs),
-            blobs: hash_blobs(pack.blobs.clone()),
-            object,
-        });
+        if self.packs.contains_key(&pack.id) {
+            self.more.entry(pack.id).or_default().push(object);
+            return;
+        }
+        let bytes = pack::pack_bytes(&pack.blobs);
+        let blobs = hash_blobs(pack.blobs.clone());
+        self.packs.insert(pack.id, ListedPack { bytes, blobs, object });
+    }
+
+    /// Whether the store's list says so of a pack, or nothing.
+    fn lists_as(&self, pack: PackId, size: u64) -> bool {
+        self.sizes.get(&pack).is_none_or(|listed| *listed == size)
     }
 
     /// Number of packs in the index.
@@ -569,8 +654,13 @@ impl<'a> PackReader<'a> {
         let listed = catalogue.packs.get(&id).copied();
         let listed = listed.ok_or_else(|| EngineError::bug("a pack the index does not list"))?;
         let name = ObjectName::Pack(id);
-        let mut what = catalogue.what_is_wrong_with_size(id, listed);
-        let size = catalogue.sizes.get(&id).copied().unwrap_or(0);
+        let size = match catalogue.sizes.get(&id) {
+            Some(size) => Some(*size),
+            // A list alone proves nothing.
+            None => self.vault.find_size(&name)?,
+        };
+        let mut what = what_is_wrong_with_size(size, listed);
+        let size = size.unwrap_or(0);
         let mut blobs = Vec::new();
         if what.is_none() {
             match self.read_header(&name, size, work) {

@@ -355,8 +355,6 @@ impl Parts {
         .await?;
         for damage in outcome.map(|outcome| outcome.damaged).unwrap_or_default() {
             tracing::error!("pack {} is damaged: {}", damage.pack, damage.what);
-            let shared = Arc::clone(repository);
-            blocking(move || shared.record_damage(&damage)).await?;
         }
         Err(error.into())
     }

@@ -39,9 +39,6 @@ impl Repositories {
         let repository = self.get(project).await?;
         blocking(move || {
             let outcome = repository.verify(&options, &*progress)?;
-            for damage in &outcome.damaged {
-                repository.record_damage(damage)?;
-            }
             if !outcome.refuted.is_empty() {
                 repository.lift_damage(&outcome.refuted)?;
             }

@@ -40,15 +40,15 @@ pub(crate) enum Judged {
 /// What is known of damage in the repositories of all projects.
 pub(crate) struct Wholeness {
     projects: Mutex<HashMap<ProjectId, Known>>,
-    /// Repositories that lost an index object, and the number of the notice: what it listed
-    /// is not recorded anywhere, so lists are walked as if there were marks.
-    losses: Mutex<HashMap<ProjectId, u64>>,
-    /// Notices of losses so far. No number is given twice: what was walked under one says
+    /// Repositories in which something is lost that no mark names, and the number of the
+    /// notice: lists are walked there as if there were marks.
+    doubts: Mutex<HashMap<ProjectId, u64>>,
+    /// Notices of that so far. No number is given twice: what was walked under one says
     /// nothing under another.
     notices: AtomicU64,
     /// Whether those are in it that the catalogue tells of: what was lost stays so when the
     /// process ends, and until it is known nobody hears yes.
-    are_losses_known: AtomicBool,
+    are_doubts_known: AtomicBool,
     walks: Arc<Semaphore>,
 }
 
@@ -80,9 +80,9 @@ impl Default for Wholeness {
     fn default() -> Self {
         Self {
             projects: Mutex::default(),
-            losses: Mutex::default(),
+            doubts: Mutex::default(),
             notices: AtomicU64::new(0),
-            are_losses_known: AtomicBool::new(false),
+            are_doubts_known: AtomicBool::new(false),
             walks: Arc::new(Semaphore::new(WALKS_MAX)),
         }
     }
@@ -119,20 +119,20 @@ impl Drop for Known {
 }
 
 impl Wholeness {
-    /// An index object of the project's repository is gone: no list is whole until it was
-    /// walked again.
-    pub(crate) fn note_lost_index(&self, project: &ProjectId) {
-        let mut losses = self.losses.lock().unwrap_or_else(PoisonError::into_inner);
-        losses.insert(project.clone(), self.notices.fetch_add(1, Ordering::Relaxed));
+    /// Something of the project's repository is lost that no mark names: no list is whole
+    /// until it was walked again.
+    pub(crate) fn note_doubt(&self, project: &ProjectId) {
+        let mut doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
+        doubts.insert(project.clone(), self.notices.fetch_add(1, Ordering::Relaxed));
     }
 
-    /// Every list was walked since, and was whole.
-    pub(crate) fn forget_lost_index(&self, project: &ProjectId) {
-        self.losses.lock().unwrap_or_else(PoisonError::into_inner).remove(project);
+    /// Every list was walked since, and none was found wanting.
+    pub(crate) fn forget_doubt(&self, project: &ProjectId) {
+        self.doubts.lock().unwrap_or_else(PoisonError::into_inner).remove(project);
     }
 
-    fn losses_of(&self, project: &ProjectId) -> Option<u64> {
-        self.losses.lock().unwrap_or_else(PoisonError::into_inner).get(project).copied()
+    fn doubt_of(&self, project: &ProjectId) -> Option<u64> {
+        self.doubts.lock().unwrap_or_else(PoisonError::into_inner).get(project).copied()
     }
 
     /// The answers for these snapshots, begun where nobody has asked yet.
@@ -215,9 +215,9 @@ impl Repositories {
         project: &ProjectId,
         ids: Vec<SnapshotId>,
     ) -> Result<Look, RepositoryError> {
-        self.learn_losses().await?;
+        self.learn_doubts().await?;
         let backend = self.places.backend(project)?;
-        let losses = self.wholeness.losses_of(project);
+        let doubt = self.wholeness.doubt_of(project);
         blocking(move || {
             let held = ids.into_iter().map(|id| holds_snapshot(&*backend, id));
             let held = held.collect::<Result<_, EngineError>>()?;
@@ -226,8 +226,8 @@ impl Repositories {
                 Ok::<_, EngineError>(listed.map(|one| one.name.to_string()).collect())
             };
             let mut marks: BTreeSet<String> = list(ObjectKind::Mark)?;
-            // Walks of before a loss hold no longer.
-            marks.extend(losses.map(|count| format!("notice {count} of a lost index object")));
+            // Walks of before a notice hold no longer.
+            marks.extend(doubt.map(|count| format!("notice {count} of something lost")));
             if marks.is_empty() {
                 return Ok(Look { held, marked: None });
             }
@@ -251,7 +251,7 @@ impl Repositories {
         let repository = self.get(project).await?;
         let asked = Arc::clone(&repository);
         match blocking(move || asked.has_damage()).await {
-            Ok(false) if self.wholeness.losses_of(project).is_none() => Ok(Judged::Whole),
+            Ok(false) if self.wholeness.doubt_of(project).is_none() => Ok(Judged::Whole),
             Ok(_) => {
                 let answers = self.wholeness.answers(&repository, project, objects, ids);
                 Ok(Judged::Walked(answers))
@@ -263,14 +263,14 @@ impl Repositories {
         }
     }
 
-    /// Asks the catalogue once which repositories have lost index objects.
-    async fn learn_losses(&self) -> Result<(), RepositoryError> {
-        if self.wholeness.are_losses_known.load(Ordering::Acquire) {
+    /// Asks the catalogue once which repositories are in doubt.
+    async fn learn_doubts(&self) -> Result<(), RepositoryError> {
+        if self.wholeness.are_doubts_known.load(Ordering::Acquire) {
             return Ok(());
         }
-        let projects = self.store.list_lost_indexes().await?;
-        projects.iter().for_each(|project| self.wholeness.note_lost_index(project));
-        self.wholeness.are_losses_known.store(true, Ordering::Release);
+        let projects = self.store.list_in_doubt().await?;
+        projects.iter().for_each(|project| self.wholeness.note_doubt(project));
+        self.wholeness.are_doubts_known.store(true, Ordering::Release);
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! Checkpoints, items, volume backups: writing new ones and finding them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use kedge_core::checkpoint::{Checkpoint, Item};
 use kedge_core::ids::{CheckpointId, ItemId, ProjectId, ServerId};
@@ -35,15 +35,8 @@ pub enum Fate {
     Deleted,
 }
 
-/// A backup that is to be read back.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unread {
-    /// The repository snapshot it names.
-    pub snapshot: String,
-    /// Whether it has the tag of those that come first.
-    pub is_tagged: bool,
-    /// How many incremental backups of its server lead to it from the last full one.
-    pub chain: u64,
+fn placed((sequence, snapshot): (i64, String)) -> (u64, String) {
+    (u64::try_from(sequence).unwrap_or(0), snapshot)
 }
 
 /// Which items to load, each a `WHERE` that all three statements share.
@@ -258,7 +251,8 @@ impl Store {
     }
 
     /// The repository snapshots that backups of the project name which were finished after
-    /// this one, with their places, in their order; at most so many.
+    /// this one, with their places, in their order; at most so many. Without those that can
+    /// never be restored again.
     ///
     /// # Errors
     /// The catalogue does not answer.
@@ -272,58 +266,86 @@ impl Store {
         let rows: Vec<(i64, String)> = tx
             .query_as(
                 "SELECT sequence, snapshot_id FROM items WHERE project_id = $1 AND sequence > $2 \
-                 AND snapshot_id IS NOT NULL AND status <> 'deleted' ORDER BY sequence LIMIT $3",
+                 AND snapshot_id IS NOT NULL AND status NOT IN ('deleting', 'deleted', 'error') \
+                 ORDER BY sequence LIMIT $3",
             )
             .bind(project.as_str().to_owned())
             .bind(i64::try_from(after).unwrap_or(i64::MAX))
             .bind(i64::from(most))
             .fetch_all(tx.conn())
             .await?;
-        let row =
-            |(sequence, snapshot): (i64, String)| (u64::try_from(sequence).unwrap_or(0), snapshot);
-        Ok(rows.into_iter().map(row).collect())
+        Ok(rows.into_iter().map(placed).collect())
     }
 
-    /// Backups of the project that were finished after this one, and how soon each is to be
-    /// read back; in the order in which they were finished, at most so many.
+    /// Those of the same that have one of these places.
+    ///
+    /// # Errors
+    /// The catalogue does not answer, or too many are asked for.
+    pub async fn find_snapshots(
+        &self,
+        project: &ProjectId,
+        places: &BTreeSet<u64>,
+    ) -> Result<Vec<(u64, String)>> {
+        if places.len() > IDS_MAX {
+            return Err(StoreError::TooMany { asked: places.len(), most: IDS_MAX });
+        }
+        let mut select = QueryBuilder::new(
+            "SELECT sequence, snapshot_id FROM items WHERE snapshot_id IS NOT NULL \
+             AND status NOT IN ('deleting', 'deleted', 'error') AND project_id = ",
+        );
+        select.push_bind(project.as_str().to_owned()).push(" AND sequence IN (-1");
+        for place in places {
+            select.push(", ").push_bind(i64::try_from(*place).unwrap_or(i64::MAX));
+        }
+        select.push(") ORDER BY sequence");
+        let mut tx = self.read_one().await?;
+        let rows: Vec<(i64, String)> = tx.built_as(&mut select).fetch_all(tx.conn()).await?;
+        Ok(rows.into_iter().map(placed).collect())
+    }
+
+    /// The repository snapshots of backups that were finished after this one and are to be read
+    /// back before others: those with the tag, then those to which at least `chain_min`
+    /// incremental backups of their server lead from its last full one, the longest chains
+    /// first; at most so many.
     ///
     /// # Errors
     /// The catalogue does not answer.
-    pub async fn list_unread(
+    pub async fn list_urgent(
         &self,
         project: &ProjectId,
         after: u64,
         first: Option<&Tag>,
+        chain_min: u64,
         most: u32,
-    ) -> Result<Vec<Unread>> {
+    ) -> Result<Vec<String>> {
         let (key, value) = first.map_or(("", ""), |tag| (tag.key(), tag.value()));
         let mut tx = self.read_one().await?;
-        let rows: Vec<(String, i64, i64)> = tx
+        // Each full backup begins a chain; a chain whose beginning is not known counts whole.
+        let rows: Vec<(String,)> = tx
             .query_as(
-                "SELECT i.snapshot_id, (SELECT COUNT(*) FROM item_tags t WHERE t.item_id = i.id \
-                 AND t.tag_key = $3 AND t.tag_value = $4), \
-                 (SELECT COUNT(*) FROM items l WHERE l.server_id = i.server_id \
-                 AND l.project_id || '' = i.project_id AND l.sequence <= i.sequence \
-                 AND l.sequence > COALESCE((SELECT MAX(f.sequence) FROM items f \
-                 WHERE f.server_id = i.server_id AND f.project_id || '' = i.project_id \
-                 AND f.method = 'full' AND f.sequence <= i.sequence), 0)) \
-                 FROM items i WHERE i.project_id = $1 AND i.sequence > $2 \
-                 AND i.snapshot_id IS NOT NULL AND i.status <> 'deleted' \
-                 ORDER BY i.sequence LIMIT $5",
+                "WITH parts AS (SELECT id, server_id, sequence, snapshot_id, status, \
+                 SUM(CASE WHEN method = 'full' THEN 1 ELSE 0 END) \
+                 OVER (PARTITION BY server_id ORDER BY sequence) AS part FROM items \
+                 WHERE project_id = $1 AND sequence > 0 AND server_id IN (SELECT server_id \
+                 FROM items WHERE project_id = $1 AND sequence > $2)), \
+                 chains AS (SELECT id, sequence, snapshot_id, status, ROW_NUMBER() \
+                 OVER (PARTITION BY server_id, part ORDER BY sequence) \
+                 - CASE WHEN part > 0 THEN 1 ELSE 0 END AS chain FROM parts), \
+                 urgent AS (SELECT c.*, (SELECT COUNT(*) FROM item_tags t WHERE t.item_id = c.id \
+                 AND t.tag_key = $3 AND t.tag_value = $4) AS tagged FROM chains c \
+                 WHERE c.sequence > $2 AND c.snapshot_id IS NOT NULL AND c.status <> 'deleted') \
+                 SELECT snapshot_id FROM urgent WHERE tagged > 0 OR chain >= $5 \
+                 ORDER BY tagged DESC, chain DESC, sequence LIMIT $6",
             )
             .bind(project.as_str().to_owned())
             .bind(i64::try_from(after).unwrap_or(i64::MAX))
             .bind(key.to_owned())
             .bind(value.to_owned())
+            .bind(i64::try_from(chain_min).unwrap_or(i64::MAX))
             .bind(i64::from(most))
             .fetch_all(tx.conn())
             .await?;
-        let row = |(snapshot, tags, chain): (String, i64, i64)| Unread {
-            snapshot,
-            is_tagged: tags > 0,
-            chain: u64::try_from(chain).unwrap_or(0),
-        };
-        Ok(rows.into_iter().map(row).collect())
+        Ok(rows.into_iter().map(|(snapshot,)| snapshot).collect())
     }
 
     /// What became of those of the items that the project has or had.

@@ -34,7 +34,7 @@ mod watches;
 pub use claims::Holders;
 pub use db::{Outage, Store};
 pub use error::{Result, StoreError};
-pub use items::{Fate, Unread};
+pub use items::Fate;
 pub use jobs::{Heartbeat, JobCounts, NewJob};
 pub use list::{Direction, ItemFilter, ItemPage, PageRequest, SortKey};
 pub use plans::KeptPlan;

@@ -26,24 +26,22 @@ impl Store {
         )
     }
 
-    /// Projects whose repositories have lost index objects, or of which that cannot be told.
+    /// Projects in whose repositories something is lost that no record of damage names, or of
+    /// which that cannot be told.
     ///
     /// # Errors
     /// The catalogue does not answer.
-    pub async fn list_lost_indexes(&self) -> Result<Vec<ProjectId>> {
+    pub async fn list_in_doubt(&self) -> Result<Vec<ProjectId>> {
         let mut tx = self.read_one().await?;
         let rows: Vec<(String, String)> = tx
             .query_as("SELECT project_id, state FROM watches ORDER BY project_id")
             .fetch_all(tx.conn())
             .await?;
-        let mut lost = Vec::new();
-        for (project, state) in rows {
-            let watch = from_json::<Watch>("watch", &project, &state);
-            if watch.map_or(true, |watch| watch.lost_index) {
-                lost.push(ProjectId::new(project));
-            }
-        }
-        Ok(lost)
+        let is_in_doubt = |(project, state): &(String, String)| {
+            from_json::<Watch>("watch", project, state).map_or(true, |watch| watch.is_in_doubt)
+        };
+        let in_doubt = rows.into_iter().filter(is_in_doubt);
+        Ok(in_doubt.map(|(project, _)| ProjectId::new(project)).collect())
     }
 
     /// Records how far it has come.
@@ -84,7 +82,22 @@ mod tests {
             "round": {"began_at": 30, "after": null}, "read_index": [], "lost_index": true}"#;
         let watch: Watch = from_json("watch", "p", old).unwrap();
         assert_eq!(watch.evidence(Some(1), &Proven::default()).grade, Grade::Recorded);
-        assert!(watch.lost_index, "what is lost stays lost");
+        assert!(watch.is_in_doubt, "what is lost stays lost");
         assert_eq!(watch.round.map(|round| round.upto), Some(0));
+    }
+    #[tokio::test]
+    async fn what_cannot_be_told_of_a_repository_is_doubted() {
+        let store = Store::open_in_memory().await.unwrap();
+        let now = Timestamp::from_micros(1);
+        let [sound, doubted, garbled] = ["p1", "p2", "p3"].map(ProjectId::new);
+        for (project, is_in_doubt) in [(&sound, false), (&doubted, true), (&garbled, false)] {
+            let watch = Watch { is_in_doubt, ..Watch::default() };
+            store.save_watch(project, &watch, now).await.unwrap();
+        }
+        let mut tx = store.write().await.unwrap();
+        let garble = "UPDATE watches SET state = '{}}' WHERE project_id = 'p3'";
+        tx.query(garble).execute(tx.conn()).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(store.list_in_doubt().await.unwrap(), [doubted, garbled]);
     }
 }

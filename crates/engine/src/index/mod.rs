@@ -416,6 +416,11 @@ impl Index {
         guard(&self.damaged).iter().map(|(id, what)| (*id, what.clone())).collect()
     }
 
+    /// The index objects that answers come from.
+    pub(crate) fn objects(&self) -> BTreeSet<IndexId> {
+        read(&self.state).objects.ids().collect()
+    }
+
     pub(crate) fn report(&self) -> IndexReport {
         let state = read(&self.state);
         // An entry of a tree's node that is two thirds full.

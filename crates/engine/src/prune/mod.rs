@@ -62,7 +62,7 @@ pub struct PruneOptions<'a> {
     pub repack_bytes_max: u64,
     /// Snapshots the caller knows of, and their trees. One that is there and not listed means
     /// that the store's list is incomplete, and ends the run. Of one that is gone everything
-    /// is kept that is still there: its object may come back.
+    /// is kept all the same: its object may come back.
     pub known_snapshots: &'a [(SnapshotId, TreeId)],
     /// Trees to be kept although no snapshot names them yet: finished by a session whose
     /// job has not written its snapshot. One that cannot be read is left out.

@@ -158,7 +158,7 @@ impl View {
             repository.add_used(snapshot.tree, &mut seen, &mut used, cancel)?;
         }
         for tree in gone {
-            repository.add_listed(tree, &mut seen, &mut used, cancel)?;
+            repository.add_used(tree, &mut seen, &mut used, cancel)?;
         }
         for tree in options.keep_trees {
             if repository.is_listed(*tree, cancel)? {

@@ -169,41 +169,6 @@ impl Repository<Indexed> {
         Ok(true)
     }
 
-    /// Adds what is still listed of a tree and of what is below it: the rest is gone, and
-    /// nobody's to wait for.
-    pub(crate) fn add_listed(
-        &self,
-        root: TreeId,
-        seen: &mut HashSet<TreeId>,
-        used: &mut UsedBlobs,
-        cancel: &CancelFlag,
-    ) -> Result<(), EngineError> {
-        let mut open = vec![root];
-        while let Some(id) = open.pop() {
-            cancel.check()?;
-            let is_listed = self.state.index.find(BlobKind::Tree, id.blob())?.is_some();
-            if !is_listed || seen.contains(&id) {
-                continue;
-            }
-            used.insert(BlobKind::Tree, id.blob());
-            let tree = match self.load_tree(id) {
-                Ok(tree) => tree,
-                Err(EngineError::Damaged { .. }) => continue,
-                Err(error) => return Err(error),
-            };
-            seen.insert(id);
-            for node in tree.nodes {
-                open.extend(node.subtree);
-                for blob in node.content.iter().flatten() {
-                    if self.state.index.find(BlobKind::Data, blob)?.is_some() {
-                        used.insert(BlobKind::Data, blob);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Adds all blobs below a tree, and the tree; what is below trees in `seen` has been
     /// added before.
     pub(crate) fn add_used(

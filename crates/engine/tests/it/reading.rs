@@ -5,18 +5,19 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
 use kedge_engine::{
-    Backend, CancelFlag, EngineError, Extent, ExtentKind, Gate, MemoryBackend, NoProgress,
-    ObjectKind, ObjectName, OpenGate, PackDamage, PackId, Repository, RestoreCursor, Resume, Sink,
-    SinkError, SnapshotId, Source, SourceError, Stopped, VerifyOptions, VerifyOutcome,
+    Backend, BackendError, CancelFlag, EngineError, Extent, ExtentKind, Gate, Listed, Listing,
+    MemoryBackend, NoProgress, ObjectKind, ObjectName, OpenGate, PackDamage, PackId, Progress,
+    Repository, RestoreCursor, Resume, Sink, SinkError, SnapshotId, Source, SourceError, Stopped,
+    VerifyOptions, VerifyOutcome,
 };
 
 use crate::support::{
-    Disk, KIB, MIB, Repo, Target, assert_clean, assert_restores, back_up, distinct_chunks,
+    Disk, KIB, MIB, Repo, Target, assert_clean, assert_restores, back_up, create, distinct_chunks,
     in_memory, noise, open, read_options, restore, store_options, threads, volume,
 };
 
@@ -204,7 +205,7 @@ fn nothing_is_saved_before_the_target_is_flushed_nor_when_the_gate_is_closed() {
 fn stored_twice() -> (Arc<MemoryBackend>, SnapshotId, Vec<u8>) {
     let backend = Arc::new(MemoryBackend::new());
     let shared = Arc::clone(&backend) as Arc<dyn Backend>;
-    let one = crate::support::create(Arc::clone(&shared)).unwrap();
+    let one = create(Arc::clone(&shared)).unwrap();
     let two = open(shared).unwrap();
     let bytes = noise(5, 3 * MIB + 9);
     let disk = Disk::new(bytes.clone());
@@ -335,6 +336,100 @@ fn a_walk_in_small_steps_meets_every_pack_once() {
         let after = VerifyOptions { after: all.last().copied(), ..verify_options() };
         assert_eq!((walk(&after).packs, walk(&after).next), (0, None));
     }
+}
+
+/// A store whose lists leave out everything, as soon as it is told.
+#[derive(Debug, Default)]
+struct Unlisting {
+    store: MemoryBackend,
+    lists_nothing: AtomicBool,
+}
+
+impl Backend for Unlisting {
+    fn prepare(&self) -> Result<(), BackendError> {
+        self.store.prepare()
+    }
+
+    fn put(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), BackendError> {
+        self.store.put(name, bytes)
+    }
+
+    fn get(&self, name: &ObjectName, bytes_max: u64) -> Result<Vec<u8>, BackendError> {
+        self.store.get(name, bytes_max)
+    }
+
+    fn read_at(&self, name: &ObjectName, offset: u64, buf: &mut [u8]) -> Result<(), BackendError> {
+        self.store.read_at(name, offset, buf)
+    }
+
+    fn find_size(&self, name: &ObjectName) -> Result<Option<u64>, BackendError> {
+        self.store.find_size(name)
+    }
+
+    fn list(&self, kind: ObjectKind) -> Result<Vec<Listed>, BackendError> {
+        let listed = self.store.list(kind)?;
+        Ok(if self.lists_nothing.load(Ordering::Relaxed) { Vec::new() } else { listed })
+    }
+
+    fn delete(&self, name: &ObjectName) -> Result<(), BackendError> {
+        self.store.delete(name)
+    }
+
+    fn remove_leftovers(&self) -> Result<(), BackendError> {
+        self.store.remove_leftovers()
+    }
+}
+
+#[test]
+fn what_a_list_leaves_out_is_asked_for_by_name_before_it_counts_as_missing() {
+    let backend = Arc::new(Unlisting::default());
+    let repo = create(Arc::clone(&backend) as Arc<dyn Backend>).unwrap();
+    let disk = Disk::new(noise(1, 20 * MIB));
+    let (id, _) = back_up(&repo, &disk, None, &store_options(), "one").unwrap();
+    let cancel = CancelFlag::new();
+    let whole = repo.take_inventory().unwrap();
+    backend.lists_nothing.store(true, Ordering::Relaxed);
+    let (listings, objects) = repo.find_listed(&[id], &cancel).unwrap();
+    let inventory = repo.take_inventory().unwrap();
+    assert_eq!((&listings[..], &objects), (&[Listing::Whole][..], whole.index_objects()));
+    assert_eq!(inventory.index_objects(), whole.index_objects());
+    assert!(repo.are_there(inventory.index_objects()).unwrap());
+    assert_eq!(repo.find_misfits(&inventory, &cancel).unwrap(), []);
+    let read = |inventory| {
+        repo.verify_listed(inventory, &|_, _| true, &verify_options(), &NoProgress).unwrap()
+    };
+    let outcome = read(&inventory);
+    assert!(outcome.damaged.is_empty() && outcome.packs > 1, "{outcome:?}");
+    assert_eq!(outcome, read(&whole));
+}
+
+/// Hears of every pack, and asks whom it must not be too late for.
+struct Asking<'a> {
+    repo: &'a Repo,
+    recorded: Mutex<Vec<usize>>,
+}
+
+impl Progress for Asking<'_> {
+    fn advance(&self, _bytes: u64) {
+        self.recorded.lock().unwrap().push(self.repo.list_damage().unwrap().len());
+    }
+}
+
+#[test]
+fn damage_is_on_record_before_the_next_pack_is_read() {
+    let (backend, repo, _, _) = several_packs();
+    let all = packs(&*backend);
+    for (id, mut bytes) in all.clone() {
+        let name = ObjectName::Pack(id);
+        bytes[20] ^= 1;
+        backend.delete(&name).unwrap();
+        backend.put(&name, &bytes).unwrap();
+    }
+    let asking = Asking { repo: &repo, recorded: Mutex::default() };
+    let options = VerifyOptions { threads: threads(1), ..verify_options() };
+    let outcome = repo.verify(&options, &asking).unwrap();
+    assert_eq!(outcome.damaged.len(), all.len());
+    assert_eq!(asking.recorded.into_inner().unwrap(), Vec::from_iter(1..=all.len()));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-use kedge_core::checkpoint::{Checkpoint, Item};
+use kedge_core::checkpoint::{Checkpoint, Item, Method, SnapshotRef};
 use kedge_core::ids::{ItemId, ServerId};
 use kedge_core::status::ItemStatus;
 use kedge_core::tag::Tag;
@@ -267,4 +267,48 @@ async fn the_servers_with_backups_are_listed_by_pages_and_found_by_tag() {
     assert_eq!(found, [0, 2].map(server_id).into_iter().collect());
     let found = store.find_tagged_servers(&stranger(), &asked, &tag("prod")).await.unwrap();
     assert!(found.is_empty());
+}
+
+#[tokio::test]
+async fn what_is_to_be_read_back_first_has_a_tag_or_ends_a_long_chain() {
+    use Method::{Full, Incremental};
+    let store = Store::open_in_memory().await.unwrap();
+    let gold = Tag::new("tier", "gold").unwrap();
+    let mut snapshots = Vec::new();
+    for (number, server, method, is_tagged) in [
+        (0, 1, Full, false),
+        (1, 2, Incremental, false),
+        (2, 1, Incremental, true),
+        (3, 2, Incremental, false),
+        (4, 1, Incremental, false),
+        (5, 2, Incremental, false),
+        (6, 1, Full, false),
+        (7, 3, Full, true),
+        (8, 1, Incremental, false),
+    ] {
+        let snapshot = format!("{number:064}");
+        let mut one = item(number);
+        (one.source.id, one.method) = (server_id(server), method);
+        one.tags = if is_tagged { vec![gold.clone()] } else { Vec::new() };
+        one.snapshot = Some(SnapshotRef { snapshot: snapshot.clone(), tree: "7".repeat(64) });
+        one.finished_at = Some(at(2000));
+        store.adopt(&checkpoint_of(vec![one])).await.unwrap();
+        snapshots.push(snapshot);
+    }
+    for (after, first, chain_min, most, expected) in [
+        (0, None, 3, 9, &[5][..]),
+        (0, None, 2, 9, &[5, 3, 4]),
+        (0, Some(&gold), 2, 9, &[2, 7, 5, 3, 4]),
+        (0, Some(&gold), 2, 3, &[2, 7, 5]),
+        // A chain that began before still counts from its beginning.
+        (5, None, 3, 9, &[5]),
+        (4, Some(&gold), 2, 9, &[7, 5, 4]),
+        (6, None, 1, 9, &[8]),
+        (9, Some(&gold), 0, 9, &[]),
+    ] {
+        let urgent = store.list_urgent(&project(), after, first, chain_min, most).await.unwrap();
+        let expected: Vec<_> = expected.iter().map(|number: &usize| &snapshots[*number]).collect();
+        assert_eq!(urgent.iter().collect::<Vec<_>>(), expected, "{after} {first:?} {chain_min}");
+    }
+    assert_eq!(store.list_urgent(&stranger(), 0, None, 0, 9).await.unwrap(), [""; 0]);
 }

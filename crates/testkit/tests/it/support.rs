@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kedge_core::checkpoint::{Item, Method};
 use kedge_core::ids::{CheckpointId, ItemId, PlanId, ProjectId, RestoreId};
@@ -18,7 +19,7 @@ use kedge_service::identity::UsersSource;
 use kedge_service::protect::ProtectRequest;
 use kedge_service::restore::RestoreRequest;
 use kedge_store::{PowerOn, Restore};
-use kedge_testkit::{Harness, PASSWORD, users_text};
+use kedge_testkit::{Harness, PASSWORD, PROJECT, users_text};
 
 /// Bytes that differ from place to place and compress a little.
 pub(crate) fn disk(seed: u64, length: usize) -> Vec<u8> {
@@ -65,6 +66,33 @@ pub(crate) async fn prune(harness: &Harness, project: &ProjectId) {
     };
     let (cancel, progress) = (CancelFlag::new(), Arc::new(NoProgress));
     harness.app.repositories().prune(project, how, cancel, progress).await.unwrap();
+}
+
+/// How a watch ends before its time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Interruption {
+    Outage,
+    Shutdown,
+}
+
+/// Watches, interrupted at the store's call after so many; whether it came to that.
+pub(crate) async fn watch_interrupted(harness: &Harness, calls: usize, how: Interruption) -> bool {
+    let store = harness.places.store_of(&ProjectId::new(PROJECT));
+    let (cancel, left) = (CancelFlag::new(), AtomicUsize::new(calls + 1));
+    let (flag, same) = (cancel.clone(), Arc::downgrade(&store));
+    store.before_each_call(move || {
+        let before = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        match (before, how, same.upgrade()) {
+            (Ok(1), Interruption::Shutdown, _) => flag.cancel(),
+            (Ok(1), Interruption::Outage, Some(store)) => store.break_down(),
+            _ => {}
+        }
+    });
+    let since = store.recorded().len();
+    harness.app.watch(&cancel).await;
+    store.before_each_call(|| {});
+    store.repair();
+    store.recorded().len() - since > calls
 }
 
 /// Admits a backup and returns its ids.

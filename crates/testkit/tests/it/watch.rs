@@ -1,12 +1,14 @@
 //! Watching over what is stored: what goes missing or bad turns verdicts by itself.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use kedge_core::code::Code;
-use kedge_core::evidence::Grade;
+use kedge_core::evidence::{Grade, Watch};
 use kedge_core::ids::ProjectId;
+use kedge_core::status::ItemStatus;
 use kedge_core::tag::Tag;
-use kedge_engine::layer::Operation;
+use kedge_engine::layer::{Operation, Rates};
 use kedge_engine::{Backend as _, CancelFlag, ObjectKind, ObjectName};
 use kedge_service::protect::ProtectRequest;
 use kedge_service::settings::{Settings, Verify};
@@ -366,10 +368,9 @@ async fn what_was_walked_after_one_loss_is_walked_again_after_the_next() {
     assert_eq!(verdict(&harness, &kept, &server).await.0, Err(Code::DataDamaged));
 }
 
-/// What was looked for and read while an index object was lost is not called so when it is
-/// back; nor is damage of another kind called a lost index object.
+/// Damage of another kind is not called a lost index object.
 #[tokio::test]
-async fn nothing_new_is_known_of_any_backup_while_an_index_object_is_lost() {
+async fn nothing_is_known_of_what_a_lost_index_object_told_of() {
     let harness = Harness::new().await;
     let server = harness.add_server(&[&disk(15, 2 * MIB)]);
     let saved = back_up(&harness, &server).await;
@@ -387,4 +388,237 @@ async fn nothing_new_is_known_of_any_backup_while_an_index_object_is_lost() {
     let other = harness.add_server(&[&disk(16, 2 * MIB)]);
     back_up_and_damage(&harness, &other).await;
     assert_eq!(watch(&harness).await.lost_indexes, 0, "a damaged pack is listed");
+}
+
+/// Whatever a watch has written down when it ends, the next one rests on no more than that.
+#[tokio::test]
+async fn an_index_object_that_vanishes_after_an_interrupted_watch_is_missed() {
+    for how in [Interruption::Outage, Interruption::Shutdown] {
+        for calls in 0.. {
+            let harness = Harness::new().await;
+            let server = harness.add_server(&[&disk(15, 2 * MIB)]);
+            let saved = back_up(&harness, &server).await;
+            let is_interrupted = watch_interrupted(&harness, calls, how).await;
+            let store = harness.places.store_of(&server.project_id);
+            for index in objects(&harness, ObjectKind::Index) {
+                store.inner().delete(&index).unwrap();
+            }
+            assert_eq!(watch(&harness).await.lost_indexes, 1, "{how:?} after {calls}");
+            let known = verdict(&harness, &saved, &server).await;
+            let expected = (Err(Code::DataDamaged), Grade::Recorded);
+            assert_eq!(known, expected, "{how:?} after {calls}");
+            if !is_interrupted {
+                assert!(calls > 10, "there is little to interrupt: {calls}");
+                break;
+            }
+        }
+    }
+}
+
+/// What was read before an index object was lost says nothing of when it is back.
+#[tokio::test]
+async fn what_comes_back_counts_as_read_when_it_was_read_since() {
+    for how in [Interruption::Outage, Interruption::Shutdown] {
+        for calls in 0.. {
+            let harness = Harness::new().await;
+            let server = harness.add_server(&[&disk(15, 2 * MIB)]);
+            let saved = back_up(&harness, &server).await;
+            watch(&harness).await;
+            let packs = objects(&harness, ObjectKind::Pack);
+            let store = harness.places.store_of(&server.project_id);
+            let index = objects(&harness, ObjectKind::Index)[0];
+            let whole = store.inner().get(&index, u64::MAX).unwrap();
+            store.inner().delete(&index).unwrap();
+            // The round that is due now reads nothing of it.
+            harness.clock.advance(30 * 24 * HOUR);
+            watch(&harness).await;
+            let lost = verdict(&harness, &saved, &server).await;
+            assert_eq!(lost, (Err(Code::DataDamaged), Grade::Recorded));
+
+            store.inner().put(&index, &whole).unwrap();
+            let since = store.recorded().len();
+            let is_interrupted = watch_interrupted(&harness, calls, how).await;
+            let read = packs_read(&harness, since);
+            let known = verdict(&harness, &saved, &server).await;
+            assert_eq!(known.0, Ok(()), "{how:?} after {calls}");
+            let is_read = packs.iter().all(|pack| read.contains(pack));
+            assert!(is_read || known.1 == Grade::Recorded, "{how:?} after {calls}: {known:?}");
+            if !is_interrupted {
+                assert_eq!(known.1, Grade::Read);
+                break;
+            }
+        }
+    }
+}
+
+/// A restore is under way while everybody else's lists are walked.
+#[tokio::test]
+async fn a_backup_that_is_being_restored_is_doubted_like_any_other() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(17, 2 * MIB)]);
+    let saved = back_up(&harness, &server).await;
+    watch(&harness).await;
+    begin_restore(&harness, &saved, straight(&saved, &server)).await.unwrap();
+    let store = harness.places.store_of(&server.project_id);
+    for index in objects(&harness, ObjectKind::Index) {
+        store.inner().delete(&index).unwrap();
+    }
+    assert_eq!(watch(&harness).await.lost_indexes, 1);
+    harness.run_jobs_to_their_end().await;
+    let row = harness.store.find_item(&server.project_id, &saved.id).await.unwrap().unwrap();
+    assert_eq!(row.status, ItemStatus::Available);
+    assert_eq!(verdict(&harness, &row, &server).await.0, Err(Code::DataDamaged));
+}
+
+/// Nobody could walk the list while the snapshot object was away.
+#[tokio::test]
+async fn a_snapshot_object_that_comes_back_alone_makes_no_backup_whole() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(18, 2 * MIB)]);
+    let saved = back_up(&harness, &server).await;
+    let store = harness.places.store_of(&server.project_id);
+    let [snapshot] = objects(&harness, ObjectKind::Snapshot).try_into().unwrap();
+    let whole = store.inner().get(&snapshot, u64::MAX).unwrap();
+    let index = objects(&harness, ObjectKind::Index);
+    for lost in index.iter().chain([&snapshot]) {
+        store.inner().delete(lost).unwrap();
+    }
+    watch(&harness).await;
+    assert_eq!(verdict(&harness, &saved, &server).await.0, Err(Code::SnapshotMissing));
+    store.inner().put(&snapshot, &whole).unwrap();
+    for _ in 0..2 {
+        assert_eq!(verdict(&harness, &saved, &server).await.0, Err(Code::DataDamaged));
+        watch(&harness).await;
+    }
+}
+
+/// One damaged backup stays as it is until somebody deletes it: the others are nothing to it.
+#[tokio::test]
+async fn damage_that_stays_keeps_no_other_backup_from_being_known() {
+    let harness = Harness::new().await;
+    let harmed = harness.add_server(&[&disk(19, 2 * MIB)]);
+    let damaged = back_up_and_damage(&harness, &harmed).await;
+    // Its tree is gone with the index object, and with nothing else.
+    let before = objects(&harness, ObjectKind::Index);
+    let unlisted_server = harness.add_server(&[&disk(20, 2 * MIB)]);
+    let unlisted = back_up(&harness, &unlisted_server).await;
+    let store = harness.places.store_of(&harmed.project_id);
+    for index in objects(&harness, ObjectKind::Index) {
+        if !before.contains(&index) {
+            store.inner().delete(&index).unwrap();
+        }
+    }
+    assert_eq!(watch(&harness).await.lost_indexes, 1);
+    let server = harness.add_server(&[&disk(21, 2 * MIB)]);
+    let sound = back_up(&harness, &server).await;
+    assert_eq!(watch(&harness).await.lost_indexes, 1, "it is still lost");
+    assert_eq!(verdict(&harness, &sound, &server).await, (Ok(()), Grade::Read));
+    for (item, server) in [(&damaged, &harmed), (&unlisted, &unlisted_server)] {
+        assert_eq!(verdict(&harness, item, server).await.0, Err(Code::DataDamaged));
+    }
+    assert_eq!(verdict(&harness, &unlisted, &unlisted_server).await.1, Grade::Recorded);
+    // And the round goes on.
+    harness.clock.advance(30 * 24 * HOUR);
+    let again = watch(&harness).await;
+    assert!(again.read_bytes > 0, "{again:?}");
+    let known = harness.store.find_watch(&server.project_id).await.unwrap();
+    assert_eq!(known.all_read_at, known.present_at, "{known:?}");
+    // A prune replaces index objects and loses none.
+    let context = harness.context().await;
+    harness.app.delete(&context, &unlisted.checkpoint_id, None).await.unwrap();
+    harness.run_jobs_to_their_end().await;
+    prune(&harness, &server.project_id).await;
+    assert_eq!(watch(&harness).await.lost_indexes, 0);
+    let known = harness.store.find_watch(&server.project_id).await.unwrap();
+    assert!(!known.is_in_doubt && known.doubted.is_empty(), "{known:?}");
+}
+
+/// More than one turn allows is read in several.
+#[tokio::test]
+async fn what_a_turn_leaves_unread_is_read_in_the_next() {
+    let tag = Tag::new("tier", "gold").unwrap();
+    let rates = Rates { bytes_per_sec: Some(1), operations_per_sec: None };
+    let verify = Verify { first: Some(tag.clone()), rates, ..Verify::default() };
+    let harness = Harness::with(Settings { verify, ..Settings::default() }).await;
+    let mut saved = Vec::new();
+    for seed in [22, 23] {
+        let server = harness.add_server(&[&disk(seed, 2 * MIB)]);
+        let request = ProtectRequest { tags: vec![tag.clone()], ..protect_request(&server, None) };
+        harness.app.protect(&harness.context().await, request).await.unwrap();
+        harness.run_jobs_to_their_end().await;
+        let items = harness.store.all_items(&server.project_id).await.unwrap();
+        saved.push((items.into_iter().find(|item| item.source.id == server.id).unwrap(), server));
+    }
+    // Only what is new is read: no round is due.
+    let project = ProjectId::new(PROJECT);
+    let now = kedge_core::ports::Clock::now(&*harness.clock);
+    let watched = Watch { all_read_at: Some(now), ..Watch::default() };
+    harness.store.save_watch(&project, &watched, now).await.unwrap();
+    let first = watch(&harness).await;
+    assert!(first.behind.len() == 1 && first.read_bytes > 0, "{first:?}");
+    for (item, server) in &saved {
+        assert_eq!(verdict(&harness, item, server).await, (Ok(()), Grade::Present));
+    }
+    let harness = harness.restarted().await;
+    let second = watch(&harness).await;
+    assert!(second.behind.is_empty() && second.read_bytes > 0, "{second:?}");
+    for (item, server) in &saved {
+        assert_eq!(verdict(&harness, item, server).await, (Ok(()), Grade::Read));
+    }
+    assert_eq!(watch(&harness).await.read_bytes, 0);
+}
+
+/// Packs that are gone together with the index object that lists them pass for pruned: nobody
+/// has read them.
+#[tokio::test]
+async fn what_vanishes_while_it_is_read_back_does_not_count_as_read() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(24, 2 * MIB)]);
+    let saved = back_up(&harness, &server).await;
+    let store = harness.places.store_of(&server.project_id);
+    let packs = store.inner().list(ObjectKind::Pack).unwrap();
+    let data = packs.iter().max_by_key(|pack| pack.size_bytes).unwrap().name;
+    let index = objects(&harness, ObjectKind::Index);
+    let lost: Vec<_> = [vec![data], index].concat();
+    let kept: Vec<_> = lost.iter().map(|name| store.inner().get(name, u64::MAX).unwrap()).collect();
+    // No list names data but by reading it.
+    let (same, names) = (Arc::downgrade(&store), lost.clone());
+    store.before_each_call(move || {
+        let Some(store) = same.upgrade() else { return };
+        let is_data = |(operation, name): &(Operation, Option<ObjectName>)| {
+            matches!(operation, Operation::Get | Operation::ReadAt) && *name == Some(data)
+        };
+        if store.recorded().last().is_some_and(is_data) {
+            names.iter().for_each(|name| drop(store.inner().delete(name)));
+        }
+    });
+    let seen = watch(&harness).await;
+    assert!(seen.damaged.is_empty() && seen.behind.contains(&server.project_id), "{seen:?}");
+    store.before_each_call(|| {});
+    for (name, bytes) in lost.iter().zip(kept) {
+        store.inner().put(name, &bytes).unwrap();
+    }
+    assert_eq!(verdict(&harness, &saved, &server).await, (Ok(()), Grade::Present));
+    watch(&harness).await;
+    assert_eq!(verdict(&harness, &saved, &server).await, (Ok(()), Grade::Read));
+}
+
+/// A walk that found no snapshot says nothing of when there is one again.
+#[tokio::test]
+async fn a_snapshot_object_that_comes_back_is_judged_anew() {
+    let harness = Harness::new().await;
+    let harmed = harness.add_server(&[&disk(25, 2 * MIB)]);
+    let damaged = back_up_and_damage(&harness, &harmed).await;
+    let before = objects(&harness, ObjectKind::Snapshot);
+    let server = harness.add_server(&[&disk(26, 2 * MIB)]);
+    let saved = back_up(&harness, &server).await;
+    let mut snapshots = objects(&harness, ObjectKind::Snapshot);
+    snapshots.retain(|snapshot| !before.contains(snapshot));
+    let store = harness.places.store_of(&server.project_id);
+    let whole = store.inner().get(&snapshots[0], u64::MAX).unwrap();
+    store.inner().delete(&snapshots[0]).unwrap();
+    assert_eq!(verdict(&harness, &saved, &server).await.0, Err(Code::SnapshotMissing));
+    store.inner().put(&snapshots[0], &whole).unwrap();
+    assert_eq!(verdict(&harness, &saved, &server).await.0, Ok(()));
+    assert_eq!(verdict(&harness, &damaged, &harmed).await.0, Err(Code::DataDamaged));
 }

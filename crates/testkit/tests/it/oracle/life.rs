@@ -47,9 +47,9 @@ use super::model;
 use super::scenario::{
     Ask, BackupDesc, BackupRef, BackupStatus, Demand, Dice, DiskDesc, DiskStatus, Exists, Held,
     ItemRef, Kind, Owner, Repository, SERVER_TYPE, ServerDesc, ServerStatus, Snapshot, TargetDisk,
-    VolumeRef, World,
+    VolumeRef, World, remainder,
 };
-use crate::support::{disk, protect_request};
+use crate::support::{Interruption, disk, protect_request, watch_interrupted};
 
 const CHUNK: usize = 512 << 10;
 const ZONES: [&str; 2] = ["az-01", "az-02"];
@@ -78,13 +78,14 @@ enum Deed {
     Restart,
     Kill,
     PassTime,
+    Watch,
     WrongClock,
     ChangeServer,
     Ask,
 }
 
 /// Each as often as it stands here.
-const DEEDS: [Deed; 30] = [
+const DEEDS: [Deed; 33] = [
     Deed::Write,
     Deed::Write,
     Deed::Write,
@@ -99,6 +100,7 @@ const DEEDS: [Deed; 30] = [
     Deed::Damage,
     Deed::Damage,
     Deed::Mend,
+    Deed::Mend,
     Deed::LoseCatalogue,
     Deed::KeepCatalogue,
     Deed::OldCatalogue,
@@ -107,6 +109,8 @@ const DEEDS: [Deed; 30] = [
     Deed::Kill,
     Deed::Kill,
     Deed::PassTime,
+    Deed::Watch,
+    Deed::Watch,
     Deed::WrongClock,
     Deed::ChangeServer,
     Deed::Ask,
@@ -157,7 +161,7 @@ pub(super) async fn live(seed: u64, steps: &[Step]) -> Tally {
         life.at = format!("seed {seed}, step {number}, {step:?}");
         life.step(*step).await;
     }
-    life.mend();
+    life.mend(None);
     life.find_out().await;
     life.nothing_is_lost().await;
     life.tally
@@ -196,7 +200,7 @@ fn project() -> ProjectId {
 }
 
 fn among<T>(number: u64, all: &[T]) -> Option<usize> {
-    (!all.is_empty()).then(|| super::scenario::remainder(number, all.len()))
+    (!all.is_empty()).then(|| remainder(number, all.len()))
 }
 
 impl Life {
@@ -246,7 +250,7 @@ impl Life {
             Deed::Delete => self.delete(a).await,
             Deed::Prune => self.prune().await,
             Deed::Damage => self.damage(a, b, c),
-            Deed::Mend => self.mend(),
+            Deed::Mend => self.mend(Some(a).filter(|a| a.is_multiple_of(2))),
             Deed::LoseCatalogue => self.lose_catalogue().await,
             Deed::KeepCatalogue => self.keep_catalogue().await,
             Deed::OldCatalogue => self.bring_back_catalogue().await,
@@ -254,6 +258,7 @@ impl Life {
             Deed::Restart => self.restart().await,
             Deed::Kill => self.kill(a, b, c).await,
             Deed::PassTime => self.harness.clock.advance(Duration::from_secs(a % (40 * 86_400))),
+            Deed::Watch => self.watch(a, b).await,
             Deed::WrongClock => self.wrong_clock(a, b).await,
             Deed::ChangeServer => self.change_server(a, b),
             Deed::Ask => self.ask(a, b, c).await,
@@ -272,7 +277,7 @@ impl Life {
     fn change_server(&self, server: u64, number: u64) {
         let server = self.server(server);
         self.harness.cloud.edit_server(&server.id, |server| match number % 5 {
-            0 => server.zone = ZONES[super::scenario::remainder(number / 5, 2)].to_owned(),
+            0 => server.zone = ZONES[remainder(number / 5, 2)].to_owned(),
             1 => server.status = Status::Error,
             2 => server.kind = ServerKind::Xen,
             _ => {
@@ -396,10 +401,10 @@ impl Life {
             (0, _) => None,
             (1, _) => {
                 let mut flipped = bytes.clone();
-                flipped[super::scenario::remainder(number, length)] ^= 1 << (number % 8);
+                flipped[remainder(number, length)] ^= 1 << (number % 8);
                 Some(flipped)
             }
-            (2, _) => Some(bytes[..super::scenario::remainder(number, length)].to_vec()),
+            (2, _) => Some(bytes[..remainder(number, length)].to_vec()),
             (_, None) => None,
             (_, Some((other, others))) => {
                 put(&self.harness, &other, Some(&bytes));
@@ -413,11 +418,21 @@ impl Life {
         self.damaged.push((name, bytes));
     }
 
-    /// Somebody brings back what was there, from a copy of the store.
-    fn mend(&mut self) {
-        for (name, bytes) in std::mem::take(&mut self.damaged) {
+    /// Somebody brings back what was there, from a copy of the store: all of it, or one object.
+    fn mend(&mut self, one: Option<u64>) {
+        let mended = match one.and_then(|one| among(one / 2, &self.damaged)) {
+            Some(at) => vec![self.damaged.swap_remove(at)],
+            None => std::mem::take(&mut self.damaged),
+        };
+        for (name, bytes) in mended {
             put(&self.harness, &name, Some(&bytes));
         }
+    }
+
+    /// To its end, or to some call of the store.
+    async fn watch(&self, calls: u64, how: u64) {
+        let how = [Interruption::Outage, Interruption::Shutdown][remainder(how, 2)];
+        watch_interrupted(&self.harness, remainder(calls, 60), how).await;
     }
 
     async fn keep_catalogue(&mut self) {
@@ -539,7 +554,7 @@ impl Life {
     async fn die(&mut self, when: u64) {
         let harness = &self.harness;
         let store = harness.places.store_of(&project());
-        let calls = super::scenario::remainder(when / 3, 40);
+        let calls = remainder(when / 3, 40);
         let (left, catalogue, cloud, broken) = (
             Arc::new(AtomicUsize::new(calls)),
             harness.store.clone(),

@@ -1,0 +1,239 @@
+//! Reads back what a repository holds, and says what follows for its backups.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use kedge_core::evidence::Round;
+use kedge_core::ids::ProjectId;
+use kedge_engine::layer::Bucket;
+use kedge_engine::{
+    CancelFlag, EngineError, IndexId, PackId, Progress, SnapshotId, VerifyOptions, VerifyOutcome,
+};
+
+use super::Watched;
+use super::look::Look;
+use crate::app::Parts;
+use crate::repositories::{RepositoryError, blocking};
+
+/// One at a time: reading back leaves the processors to others.
+const THREADS: NonZeroUsize = NonZeroUsize::MIN;
+
+/// How much is read between two notes of how far it came, and what one index object more
+/// tells of.
+const BATCH_BYTES: u64 = 4 << 30;
+
+/// So many incremental backups after a full one make a chain that is read back early: what
+/// they share was written long ago.
+const CHAIN_LONG: u64 = 7;
+
+/// Backups that come before others in one turn: what each needs is found by its list.
+const URGENT_MAX: u32 = 200;
+
+/// Reading back one repository.
+pub(super) struct Run<'a> {
+    pub(super) parts: &'a Parts,
+    pub(super) project: &'a ProjectId,
+    pub(super) cancel: &'a CancelFlag,
+}
+
+/// Spends what it hears of.
+struct Paced(Arc<Bucket>);
+
+impl Progress for Paced {
+    fn advance(&self, bytes: u64) {
+        self.0.take(bytes);
+    }
+}
+
+/// Index objects, and the size of the packs they tell of.
+struct Batch {
+    objects: Arc<BTreeSet<IndexId>>,
+    bytes: u64,
+}
+
+/// In batches that reach this size, but for the last.
+fn split(objects: BTreeSet<IndexId>, bytes: &BTreeMap<IndexId, u64>, bytes_min: u64) -> Vec<Batch> {
+    let mut batches = Vec::new();
+    let (mut batch, mut sum) = (BTreeSet::new(), 0);
+    for id in objects {
+        batch.insert(id);
+        sum += bytes.get(&id).copied().unwrap_or_default();
+        if sum >= bytes_min {
+            let objects = Arc::new(mem::take(&mut batch));
+            batches.push(Batch { objects, bytes: mem::take(&mut sum) });
+        }
+    }
+    if !batch.is_empty() {
+        batches.push(Batch { objects: Arc::new(batch), bytes: sum });
+    }
+    batches
+}
+
+impl Run<'_> {
+    /// Reads what is told by index objects of which that was not done before, what urgent
+    /// backups need first, and about so many bytes; whether there is nothing left.
+    pub(super) async fn read_new(
+        &self,
+        look: &mut Look,
+        bytes_max: u64,
+        watched: &mut Watched,
+    ) -> Result<bool, RepositoryError> {
+        let mut read_bytes = 0;
+        for Batch { objects, bytes } in self.batches(look, bytes_max).await? {
+            if read_bytes >= bytes_max || !self.read(look, &objects, watched).await? {
+                return Ok(false);
+            }
+            read_bytes += bytes;
+            for object in objects.iter().map(ToString::to_string) {
+                look.watch.unread_index.remove(&object);
+                look.watch.read_index.insert(object);
+            }
+            self.save(look).await?;
+        }
+        look.watch.watched_since = look.watch.watched_since.or(Some(look.at));
+        look.watch.new_read_upto = look.watch.new_read_upto.max(look.upto);
+        // All that they name was looked for and read, now that it is listed.
+        look.watch.doubted.retain(|place| !look.cleared.contains(place));
+        self.save(look).await?;
+        Ok(true)
+    }
+
+    /// Goes on with the round through everything, or begins one.
+    pub(super) async fn go_on(
+        &self,
+        look: &mut Look,
+        watched: &mut Watched,
+    ) -> Result<(), RepositoryError> {
+        let now = self.parts.clock.now();
+        let period = self.parts.settings.verify.period;
+        if look.watch.rests(now, period) {
+            return Ok(());
+        }
+        let share = look.watch.share_bytes(now, look.inventory.bytes(), period);
+        let anew = || Round { began_at: look.at, upto: look.upto, after: None };
+        let round = look.watch.round.take().unwrap_or_else(anew);
+        let after: Option<PackId> = round.after.as_ref().and_then(|id| id.parse().ok());
+        let options = self.options(after, share);
+        let next = self.verify(look, |_, _| true, options, watched).await?;
+        look.watch.went_on_at = Some(now);
+        let all = Arc::new(look.inventory.index_objects().clone());
+        match next {
+            Some(last) => look.watch.round = Some(Round { after: Some(last.to_string()), ..round }),
+            None if self.are_there(look, all).await? => {
+                (look.watch.all_read_at, look.watch.all_read_upto) =
+                    (Some(round.began_at), round.upto);
+            }
+            None => look.watch.round = Some(round),
+        }
+        self.save(look).await
+    }
+
+    /// The index objects that are to be read, in turn: those of each urgent backup, as far as
+    /// a turn of so many bytes goes, then the others.
+    async fn batches(&self, look: &Look, bytes_max: u64) -> Result<Vec<Batch>, RepositoryError> {
+        let index = look.inventory.index_objects().iter();
+        let is_unread = |id: &&IndexId| !look.watch.read_index.contains(&id.to_string());
+        let mut unread: BTreeSet<IndexId> = index.filter(is_unread).copied().collect();
+        if unread.is_empty() {
+            return Ok(Vec::new());
+        }
+        let bytes = look.inventory.bytes_by_object();
+        let (mut batches, mut sum) = (Vec::new(), 0);
+        for snapshot in self.find_urgent(look).await? {
+            if sum >= bytes_max {
+                break;
+            }
+            let wanted: BTreeSet<_> =
+                self.objects_of(look, snapshot).await?.intersection(&unread).copied().collect();
+            unread.retain(|id| !wanted.contains(id));
+            let of_one = split(wanted, &bytes, BATCH_BYTES.min(bytes_max));
+            sum += of_one.iter().map(|batch| batch.bytes).sum::<u64>();
+            batches.extend(of_one);
+        }
+        batches.extend(split(unread, &bytes, BATCH_BYTES.min(bytes_max)));
+        Ok(batches)
+    }
+
+    async fn find_urgent(&self, look: &Look) -> Result<Vec<SnapshotId>, RepositoryError> {
+        let (store, first) = (&self.parts.store, self.parts.settings.verify.first.as_ref());
+        let after = look.watch.new_read_upto;
+        let urgent = store.list_urgent(self.project, after, first, CHAIN_LONG, URGENT_MAX).await?;
+        Ok(urgent.into_iter().filter_map(|snapshot| snapshot.parse().ok()).collect())
+    }
+
+    /// The index objects that tell of the packs that data of a snapshot lies in; none where
+    /// that cannot be told.
+    async fn objects_of(
+        &self,
+        look: &Look,
+        snapshot: SnapshotId,
+    ) -> Result<BTreeSet<IndexId>, RepositoryError> {
+        let (shared, cancel) = (Arc::clone(&look.repository), self.cancel.clone());
+        match blocking(move || shared.packs_of(snapshot, &cancel)).await {
+            Ok(packs) => Ok(look.inventory.objects_of(&packs)),
+            Err(RepositoryError::Engine(
+                EngineError::Damaged { .. } | EngineError::SnapshotNotFound(_),
+            )) => Ok(BTreeSet::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads the packs that these index objects list; whether all were read. A pack that is gone
+    /// together with its index object passes for pruned, and was not.
+    async fn read(
+        &self,
+        look: &Look,
+        objects: &Arc<BTreeSet<IndexId>>,
+        watched: &mut Watched,
+    ) -> Result<bool, RepositoryError> {
+        let wanted = Arc::clone(objects);
+        let is_wanted = move |_, object| wanted.contains(&object);
+        let next = self.verify(look, is_wanted, self.options(None, u64::MAX), watched).await?;
+        Ok(next.is_none() && self.are_there(look, Arc::clone(objects)).await?)
+    }
+
+    async fn are_there(
+        &self,
+        look: &Look,
+        objects: Arc<BTreeSet<IndexId>>,
+    ) -> Result<bool, RepositoryError> {
+        let shared = Arc::clone(&look.repository);
+        blocking(move || shared.are_there(&objects)).await
+    }
+
+    /// Verifies packs; where to go on if there are more.
+    async fn verify(
+        &self,
+        look: &Look,
+        is_wanted: impl Fn(PackId, IndexId) -> bool + Send + Sync + 'static,
+        options: VerifyOptions,
+        watched: &mut Watched,
+    ) -> Result<Option<PackId>, RepositoryError> {
+        let (shared, inventory) = (Arc::clone(&look.repository), Arc::clone(&look.inventory));
+        let progress = Paced(self.parts.verify_bucket.clone());
+        let VerifyOutcome { damaged, read_bytes, refuted, next, .. } =
+            blocking(move || shared.verify_listed(&inventory, &is_wanted, &options, &progress))
+                .await?;
+        watched.read_bytes += read_bytes;
+        for damage in damaged {
+            tracing::error!("pack {} is damaged: {}", damage.pack, damage.what);
+            watched.damaged.insert(damage.pack);
+        }
+        if !refuted.is_empty() {
+            let shared = Arc::clone(&look.repository);
+            blocking(move || shared.lift_damage(&refuted)).await?;
+        }
+        Ok(next)
+    }
+
+    fn options(&self, after: Option<PackId>, bytes_max: u64) -> VerifyOptions {
+        VerifyOptions { threads: THREADS, cancel: self.cancel.clone(), after, bytes_max }
+    }
+
+    async fn save(&self, look: &Look) -> Result<(), RepositoryError> {
+        let now = self.parts.clock.now();
+        Ok(self.parts.store.save_watch(self.project, &look.watch, now).await?)
+    }
+}
