@@ -25,9 +25,16 @@ impl Store {
         let mut tx = self.read_one().await?;
         let rows: Vec<(String,)> = tx
             .query_as(
-                "SELECT DISTINCT server_id FROM items WHERE project_id = $1 \
-                 AND server_id > $2 AND status <> 'deleted' AND snapshot_id IS NOT NULL \
-                 ORDER BY server_id LIMIT $3",
+                // From server to server by the index, one after the other and no further than
+                // asked: a server may have thousands of backups, a project thousands of servers.
+                "WITH RECURSIVE walk (server) AS (SELECT MIN(server_id) FROM items \
+                 WHERE project_id = $1 AND server_id > $2 AND status <> 'deleted' \
+                 UNION ALL SELECT (SELECT MIN(server_id) FROM items WHERE project_id = $1 \
+                 AND server_id > walk.server AND status <> 'deleted') FROM walk \
+                 WHERE walk.server IS NOT NULL) \
+                 SELECT server FROM walk WHERE EXISTS (SELECT 1 FROM items \
+                 WHERE project_id = $1 AND server_id = walk.server AND status <> 'deleted' \
+                 AND snapshot_id IS NOT NULL) LIMIT $3",
             )
             .bind(project.as_str().to_owned())
             .bind(after.map_or("", ServerId::as_str).to_owned())
