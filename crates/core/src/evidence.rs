@@ -22,7 +22,9 @@ pub struct Watch {
     pub present_at: Option<Timestamp>,
     /// The last backup that was finished before that.
     pub present_upto: u64,
-    /// Everything there was at this moment was read back after it, once at least.
+    /// When reading began of what is new and not all read yet.
+    pub reading_since: Option<Timestamp>,
+    /// Everything there is that was ever read back was read after this moment.
     pub watched_since: Option<Timestamp>,
     /// The last backup up to which everything was read back once at least.
     pub new_read_upto: u64,
@@ -177,6 +179,7 @@ impl Watch {
         if is_later(self.all_read_at) {
             (self.all_read_at, self.all_read_upto) = (None, 0);
         }
+        self.reading_since.take_if(|at| *at > now);
         self.round.take_if(|round| round.began_at > now);
         self.went_on_at.take_if(|at| *at > now);
     }
@@ -302,6 +305,7 @@ mod tests {
         let watch = |seconds| Watch {
             present_at: Some(at(seconds)),
             present_upto: 4,
+            reading_since: Some(at(seconds)),
             watched_since: Some(at(seconds)),
             new_read_upto: 4,
             all_read_at: Some(at(seconds)),

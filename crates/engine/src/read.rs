@@ -339,11 +339,13 @@ impl Repository<Indexed> {
         seen: &mut HashSet<TreeId>,
         cancel: &CancelFlag,
     ) -> Result<Listing, EngineError> {
+        let is_unreadable = |error: &EngineError| {
+            matches!(error, EngineError::Damaged { .. } | EngineError::SnapshotNotFound(_))
+                || self.vault.is_of_one_object(error)
+        };
         let mut open = match self.get_snapshot(id) {
             Ok(snapshot) => vec![snapshot.tree],
-            Err(EngineError::Damaged { .. } | EngineError::SnapshotNotFound(_)) => {
-                return Ok(Listing::Unreadable);
-            }
+            Err(error) if is_unreadable(&error) => return Ok(Listing::Unreadable),
             Err(error) => return Err(error),
         };
         while let Some(tree) = open.pop() {
@@ -356,7 +358,7 @@ impl Repository<Indexed> {
             }
             let nodes = match self.load_tree(tree) {
                 Ok(tree) => tree.nodes,
-                Err(EngineError::Damaged { .. }) => return Ok(Listing::Unreadable),
+                Err(error) if is_unreadable(&error) => return Ok(Listing::Unreadable),
                 Err(error) => return Err(error),
             };
             for node in nodes {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    backend::{Backend, Listed, ObjectKind, ObjectName},
+    backend::{Backend, BackendError, Listed, ObjectKind, ObjectName},
     crypto::Key,
     document,
     error::EngineError,
@@ -22,6 +22,17 @@ pub(crate) struct Vault {
 }
 
 impl Vault {
+    /// Whether an error is one object's own, such as a bad sector below it: it lasts, and
+    /// another object can be read all the same. What is wrong with the store, or with what it
+    /// allows us, is no damage.
+    pub(crate) fn is_of_one_object(&self, error: &EngineError) -> bool {
+        let is_lasting = matches!(
+            error,
+            EngineError::Backend { error: BackendError::Io { retryable: false, .. }, .. }
+        );
+        is_lasting && self.backend.get(&ObjectName::Config, DOCUMENT_BYTES_MAX).is_ok()
+    }
+
     pub(crate) fn list(&self, kind: ObjectKind) -> Result<Vec<Listed>, EngineError> {
         self.backend.list(kind).map_err(EngineError::List)
     }

@@ -91,8 +91,8 @@ pub struct VerifyOutcome {
 const WINDOW_BYTES: u64 = 4 << 20;
 /// What is read to find a header: one of a few hundred blobs fits in.
 const TAIL_BYTES: u64 = 16 << 10;
-/// So many misfits are recorded at once.
-const RECORDS: usize = 100;
+/// So many misfits are recorded at once, and then twice as many.
+const RECORDS_MIN: usize = 64;
 /// Objects are hashed in pieces of this size.
 const PIECE_BYTES: u64 = 1 << 20;
 /// A read that waits for the store while the processors work.
@@ -193,7 +193,7 @@ impl Repository<Indexed> {
         cancel: &CancelFlag,
     ) -> Result<Vec<PackDamage>, EngineError> {
         let catalogue = &inventory.catalogue;
-        let mut found = Vec::new();
+        let (mut found, mut recorded) = (Vec::new(), 0);
         let mut there = Vec::new();
         for misfit in catalogue.misfits() {
             cancel.check()?;
@@ -210,14 +210,16 @@ impl Repository<Indexed> {
                     }
                     Some(_) | None => {
                         found.push(PackDamage { what, ..misfit });
-                        if found.len().is_multiple_of(RECORDS) {
-                            self.record_all(&found[found.len() - RECORDS..])?;
+                        // Each time all marks are listed: soon, and not for every pack.
+                        if found.len() >= RECORDS_MIN.max(2 * recorded) {
+                            self.record_all(&found[recorded..])?;
+                            recorded = found.len();
                         }
                     }
                 }
             }
         }
-        self.record_all(&found[found.len() / RECORDS * RECORDS..])?;
+        self.record_all(&found[recorded..])?;
         let options = VerifyOptions {
             threads: NonZeroUsize::MIN,
             cancel: cancel.clone(),
@@ -284,11 +286,15 @@ impl Repository<Indexed> {
         error: &EngineError,
         cancel: &CancelFlag,
     ) -> Result<Option<VerifyOutcome>, EngineError> {
-        let EngineError::Damaged { object, .. } = error else { return Ok(None) };
-        let name = object.strip_prefix("data/").and_then(|path| path.rsplit('/').next());
-        let Some(suspect) = name.and_then(|name| name.parse::<PackId>().ok()) else {
-            return Ok(None);
+        let suspect: Option<PackId> = match error {
+            EngineError::Damaged { object, .. } => {
+                let name = object.strip_prefix("data/").and_then(|path| path.rsplit('/').next());
+                name.and_then(|name| name.parse().ok())
+            }
+            EngineError::Backend { object: ObjectName::Pack(pack), .. } => Some(*pack),
+            _ => None,
         };
+        let Some(suspect) = suspect else { return Ok(None) };
         let catalogue = self.take_inventory()?.catalogue;
         let listed = catalogue.packs.get_key_value(&suspect);
         let packs = listed.map(|(id, listed)| (*id, listed.bytes)).into_iter().collect();
@@ -320,7 +326,12 @@ impl Repository<Indexed> {
         walk(packs, options, outcome, progress, || {
             let mut reader = PackReader::new(&self.vault)?;
             Ok(move |id, _, work: &Work<'_>| {
-                let (mut verdict, is_sound) = reader.verify(catalogue, id, work)?;
+                let (mut verdict, is_sound) = match reader.verify(catalogue, id, work) {
+                    Err(error) if self.vault.is_of_one_object(&error) => {
+                        (Verdict::unreadable(id, &error), false)
+                    }
+                    verified => verified?,
+                };
                 let marks = marked.get(&id).map(Vec::as_slice).unwrap_or_default();
                 if let Some(damage) = &verdict.damage
                     && on_damage == OnDamage::Record
@@ -356,6 +367,14 @@ struct Verdict {
     damage: Option<PackDamage>,
     /// Marks that say otherwise of a sound pack.
     refuted: Vec<MarkId>,
+}
+
+impl Verdict {
+    fn unreadable(pack: PackId, error: &EngineError) -> Self {
+        let what = format!("cannot be read: {error}");
+        let damage = Some(PackDamage { pack, blobs: None, whole: true, what });
+        Self { blobs: 0, read_bytes: 0, damage, refuted: Vec::new() }
+    }
 }
 
 /// Verifies packs in the order of their ids. `begin` makes what a thread keeps.
@@ -538,6 +557,13 @@ impl PackCatalogue {
                     catalogue.index.remove(&object);
                     catalogue.damaged.push((object, what.clone()));
                     problems.push(Problem { object: name, what });
+                }
+                Err(error) if vault.is_of_one_object(&error) => {
+                    let what = format!("cannot be read: {error}");
+                    catalogue.index.remove(&object);
+                    catalogue.damaged.push((object, what.clone()));
+                    let object = ObjectName::Index(object).to_string();
+                    problems.push(Problem { object, what });
                 }
                 Err(error) => return Err(error),
             }

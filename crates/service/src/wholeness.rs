@@ -131,6 +131,10 @@ impl Wholeness {
         self.doubts.lock().unwrap_or_else(PoisonError::into_inner).remove(project);
     }
 
+    pub(crate) fn is_in_doubt(&self, project: &ProjectId) -> bool {
+        self.doubt_of(project).is_some()
+    }
+
     fn doubt_of(&self, project: &ProjectId) -> Option<u64> {
         self.doubts.lock().unwrap_or_else(PoisonError::into_inner).get(project).copied()
     }

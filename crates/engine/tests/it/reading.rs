@@ -338,14 +338,25 @@ fn a_walk_in_small_steps_meets_every_pack_once() {
     }
 }
 
-/// A store whose lists leave out everything, as soon as it is told.
+/// A store whose lists leave out everything, or that cannot hand out some objects, as soon as
+/// it is told.
 #[derive(Debug, Default)]
-struct Unlisting {
+struct Odd {
     store: MemoryBackend,
     lists_nothing: AtomicBool,
+    unreadable: Mutex<BTreeSet<ObjectName>>,
 }
 
-impl Backend for Unlisting {
+impl Odd {
+    fn require_readable(&self, name: &ObjectName) -> Result<(), BackendError> {
+        match self.unreadable.lock().unwrap().contains(name) {
+            true => Err(BackendError::Io { retryable: false, text: "bad sector".into() }),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Backend for Odd {
     fn prepare(&self) -> Result<(), BackendError> {
         self.store.prepare()
     }
@@ -355,10 +366,12 @@ impl Backend for Unlisting {
     }
 
     fn get(&self, name: &ObjectName, bytes_max: u64) -> Result<Vec<u8>, BackendError> {
+        self.require_readable(name)?;
         self.store.get(name, bytes_max)
     }
 
     fn read_at(&self, name: &ObjectName, offset: u64, buf: &mut [u8]) -> Result<(), BackendError> {
+        self.require_readable(name)?;
         self.store.read_at(name, offset, buf)
     }
 
@@ -382,7 +395,7 @@ impl Backend for Unlisting {
 
 #[test]
 fn what_a_list_leaves_out_is_asked_for_by_name_before_it_counts_as_missing() {
-    let backend = Arc::new(Unlisting::default());
+    let backend = Arc::new(Odd::default());
     let repo = create(Arc::clone(&backend) as Arc<dyn Backend>).unwrap();
     let disk = Disk::new(noise(1, 20 * MIB));
     let (id, _) = back_up(&repo, &disk, None, &store_options(), "one").unwrap();
@@ -401,6 +414,53 @@ fn what_a_list_leaves_out_is_asked_for_by_name_before_it_counts_as_missing() {
     let outcome = read(&inventory);
     assert!(outcome.damaged.is_empty() && outcome.packs > 1, "{outcome:?}");
     assert_eq!(outcome, read(&whole));
+}
+
+/// A bad sector is damage of one object; a store that lets nobody read is not.
+#[test]
+fn what_cannot_be_read_while_the_rest_can_is_damaged() {
+    let backend = Arc::new(Odd::default());
+    let repo = create(Arc::clone(&backend) as Arc<dyn Backend>).unwrap();
+    let disk = Disk::new(noise(1, 20 * MIB));
+    let (id, _) = back_up(&repo, &disk, None, &store_options(), "one").unwrap();
+    let cancel = CancelFlag::new();
+    let all = packs(&backend.store);
+    let set = |names: &[ObjectName]| {
+        *backend.unreadable.lock().unwrap() = names.iter().copied().collect();
+    };
+    let verify = || repo.verify(&verify_options(), &NoProgress);
+    for (pack, _) in &all {
+        set(&[ObjectName::Pack(*pack)]);
+        let outcome = verify().unwrap();
+        assert_eq!((outcome.packs, outcome.damaged.len()), (all.len() as u64, 1));
+        assert!(outcome.damaged[0].what.contains("bad sector"), "{outcome:?}");
+        assert_eq!(repo.list_damage().unwrap().len(), 1);
+        assert!(!repo.is_whole(id, &cancel).unwrap_or(false));
+        // Readable again: the mark goes.
+        set(&[]);
+        let refuted = verify().unwrap().refuted;
+        repo.lift_damage(&refuted).unwrap();
+        assert!(repo.is_whole(id, &cancel).unwrap());
+        set(&[ObjectName::Pack(*pack), ObjectName::Config]);
+        assert!(verify().is_err());
+        assert_eq!(repo.list_damage().unwrap(), []);
+    }
+    // No process has the trees at hand by now.
+    let fresh = || open(Arc::clone(&backend) as Arc<dyn Backend>).unwrap();
+    let listing = |repo: &Repo| repo.find_listed(&[id], &cancel).map(|(listings, _)| listings[0]);
+    set(&[]);
+    let (later, tree) = (fresh(), all.iter().min_by_key(|(_, bytes)| bytes.len()).unwrap().0);
+    set(&[ObjectName::Pack(tree)]);
+    assert_eq!(listing(&later).unwrap(), Listing::Unreadable);
+    set(&[ObjectName::Snapshot(id)]);
+    assert_eq!(listing(&repo).unwrap(), Listing::Unreadable);
+    set(&[ObjectName::Snapshot(id), ObjectName::Config]);
+    assert!(listing(&repo).is_err());
+    let index: Vec<_> = backend.store.list(ObjectKind::Index).unwrap();
+    set(&[index[0].name]);
+    let inventory = repo.take_inventory().unwrap();
+    assert_eq!((inventory.problems.len(), inventory.index_objects().len()), (1, index.len() - 1));
+    assert_eq!(listing(&repo).unwrap(), Listing::Partial);
 }
 
 /// Hears of every pack, and asks whom it must not be too late for.

@@ -103,12 +103,9 @@ impl Parts {
             tracing::error!(project.id = ?project, "{} {}", problem.object, problem.what);
         }
         let is_harmed = !watch.doubted.is_subset(&cleared) || !inventory.problems.is_empty();
-        if is_harmed && !watch.is_in_doubt {
-            self.note_doubt(project, &watch).await?;
-        }
         watch.is_in_doubt = is_harmed || (watch.is_in_doubt && watch.walked_upto < latest);
-        if !watch.is_in_doubt {
-            self.repositories.wholeness.forget_doubt(project);
+        if watch.is_in_doubt && !self.repositories.wholeness.is_in_doubt(project) {
+            self.note_doubt(project, &watch).await?;
         }
         watched.lost_indexes += usize::from(has_partial);
 
@@ -125,6 +122,9 @@ impl Parts {
             (watch.present_at, watch.present_upto) = (Some(at), upto);
         }
         self.store.save_watch(project, &watch, at).await?;
+        if !watch.is_in_doubt {
+            self.repositories.wholeness.forget_doubt(project);
+        }
         Ok(Look { repository, watch, inventory, at, upto, cleared })
     }
 
@@ -215,8 +215,10 @@ impl Walk<'_> {
                 continue;
             }
             self.has_partial |= listing == Listing::Partial;
-            is_harmed |= watch.doubted.insert(place);
+            is_harmed = true;
+            watch.doubted.insert(place);
         }
+        // Each time anew: what was walked between two looks may have been whole just then.
         if is_harmed {
             tracing::error!(project.id = ?self.project, "lists of backups are not whole");
             watch.is_in_doubt = true;

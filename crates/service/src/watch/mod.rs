@@ -38,6 +38,14 @@ pub struct Watched {
     pub behind: BTreeSet<ProjectId>,
 }
 
+/// What a repository may take before it is another's turn, whichever ends first.
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    bytes: u64,
+    /// By the monotonic clock.
+    until: Duration,
+}
+
 impl App {
     /// Watches now and then until `shutdown`.
     pub async fn run_watch(&self, shutdown: CancellationToken) {
@@ -93,12 +101,14 @@ impl App {
         // Each has its share of the time to the next look, so that none waits long for one.
         let rate = self.parts.settings.verify.rates.bytes_per_sec.unwrap_or(RATE_MAX);
         let bytes = rate.min(RATE_MAX).saturating_mul(EVERY.as_secs());
-        let turn_bytes = bytes / (projects.len() as u64).max(1);
+        let share = u32::try_from(projects.len()).unwrap_or(u32::MAX).max(1);
         for project in projects {
             if cancel.is_cancelled() {
                 break;
             }
-            let watching = self.parts.watch_over(project, turn_bytes, cancel, &mut watched);
+            let until = self.parts.clock.monotonic() + EVERY / share;
+            let turn = Turn { bytes: bytes / u64::from(share), until };
+            let watching = self.parts.watch_over(project, turn, cancel, &mut watched);
             if let Err(error) = watching.await {
                 tracing::warn!(project.id = ?project, "watching over a repository: {error}");
             }
@@ -111,13 +121,13 @@ impl Parts {
     async fn watch_over(
         &self,
         project: &ProjectId,
-        turn_bytes: u64,
+        turn: Turn,
         cancel: &CancelFlag,
         watched: &mut Watched,
     ) -> Result<(), RepositoryError> {
         let mut look = self.look_over(project, cancel, watched).await?;
         let run = read::Run { parts: self, project, cancel };
-        if !run.read_new(&mut look, turn_bytes, watched).await? {
+        if !run.read_new(&mut look, turn, watched).await? {
             watched.behind.insert(project.clone());
             return Ok(());
         }

@@ -12,8 +12,8 @@ use kedge_engine::{
     CancelFlag, EngineError, IndexId, PackId, Progress, SnapshotId, VerifyOptions, VerifyOutcome,
 };
 
-use super::Watched;
 use super::look::Look;
+use super::{Turn, Watched};
 use crate::app::Parts;
 use crate::repositories::{RepositoryError, blocking};
 
@@ -73,16 +73,19 @@ fn split(objects: BTreeSet<IndexId>, bytes: &BTreeMap<IndexId, u64>, bytes_min: 
 
 impl Run<'_> {
     /// Reads what is told by index objects of which that was not done before, what urgent
-    /// backups need first, and about so many bytes; whether there is nothing left.
+    /// backups need first, for a turn; whether there is nothing left.
     pub(super) async fn read_new(
         &self,
         look: &mut Look,
-        bytes_max: u64,
+        turn: Turn,
         watched: &mut Watched,
     ) -> Result<bool, RepositoryError> {
         let mut read_bytes = 0;
-        for Batch { objects, bytes } in self.batches(look, bytes_max).await? {
-            if read_bytes >= bytes_max || !self.read(look, &objects, watched).await? {
+        let began_at = *look.watch.reading_since.get_or_insert(look.at);
+        for Batch { objects, bytes } in self.batches(look, turn.bytes).await? {
+            // The first of a turn is read, however long that takes: else none ever would be.
+            let is_over = read_bytes > 0 && self.parts.clock.monotonic() >= turn.until;
+            if is_over || read_bytes >= turn.bytes || !self.read(look, &objects, watched).await? {
                 return Ok(false);
             }
             read_bytes += bytes;
@@ -92,7 +95,8 @@ impl Run<'_> {
             }
             self.save(look).await?;
         }
-        look.watch.watched_since = look.watch.watched_since.or(Some(look.at));
+        look.watch.watched_since = look.watch.watched_since.or(Some(began_at));
+        look.watch.reading_since = None;
         look.watch.new_read_upto = look.watch.new_read_upto.max(look.upto);
         // All that they name was looked for and read, now that it is listed.
         look.watch.doubted.retain(|place| !look.cleared.contains(place));
@@ -118,14 +122,13 @@ impl Run<'_> {
         let options = self.options(after, share);
         let next = self.verify(look, |_, _| true, options, watched).await?;
         look.watch.went_on_at = Some(now);
-        let all = Arc::new(look.inventory.index_objects().clone());
         match next {
+            _ if !self.are_all_there(look).await? => look.watch.round = Some(round),
             Some(last) => look.watch.round = Some(Round { after: Some(last.to_string()), ..round }),
-            None if self.are_there(look, all).await? => {
+            None => {
                 (look.watch.all_read_at, look.watch.all_read_upto) =
                     (Some(round.began_at), round.upto);
             }
-            None => look.watch.round = Some(round),
         }
         self.save(look).await
     }
@@ -191,16 +194,13 @@ impl Run<'_> {
         let wanted = Arc::clone(objects);
         let is_wanted = move |_, object| wanted.contains(&object);
         let next = self.verify(look, is_wanted, self.options(None, u64::MAX), watched).await?;
-        Ok(next.is_none() && self.are_there(look, Arc::clone(objects)).await?)
+        Ok(next.is_none() && self.are_all_there(look).await?)
     }
 
-    async fn are_there(
-        &self,
-        look: &Look,
-        objects: Arc<BTreeSet<IndexId>>,
-    ) -> Result<bool, RepositoryError> {
-        let shared = Arc::clone(&look.repository);
-        blocking(move || shared.are_there(&objects)).await
+    /// Whether the index objects are all there that were.
+    async fn are_all_there(&self, look: &Look) -> Result<bool, RepositoryError> {
+        let (shared, inventory) = (Arc::clone(&look.repository), Arc::clone(&look.inventory));
+        blocking(move || shared.are_there(inventory.index_objects())).await
     }
 
     /// Verifies packs; where to go on if there are more.

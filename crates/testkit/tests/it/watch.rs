@@ -451,6 +451,25 @@ async fn what_comes_back_counts_as_read_when_it_was_read_since() {
     }
 }
 
+/// What was whole between two looks is no answer after the second.
+#[tokio::test]
+async fn an_index_object_that_comes_and_goes_is_missed_each_time() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(16, 2 * MIB)]);
+    let saved = back_up(&harness, &server).await;
+    watch(&harness).await;
+    let store = harness.places.store_of(&server.project_id);
+    let index = objects(&harness, ObjectKind::Index)[0];
+    let whole = store.inner().get(&index, u64::MAX).unwrap();
+    for _ in 0..3 {
+        store.inner().delete(&index).unwrap();
+        assert_eq!(watch(&harness).await.lost_indexes, 1);
+        assert_eq!(verdict(&harness, &saved, &server).await.0, Err(Code::DataDamaged));
+        store.inner().put(&index, &whole).unwrap();
+        assert_eq!(verdict(&harness, &saved, &server).await.0, Ok(()));
+    }
+}
+
 /// A restore is under way while everybody else's lists are walked.
 #[tokio::test]
 async fn a_backup_that_is_being_restored_is_doubted_like_any_other() {
@@ -559,8 +578,11 @@ async fn what_a_turn_leaves_unread_is_read_in_the_next() {
     for (item, server) in &saved {
         assert_eq!(verdict(&harness, item, server).await, (Ok(()), Grade::Present));
     }
+    let began = harness.store.find_watch(&project).await.unwrap().present_at;
     let harness = harness.restarted().await;
     let second = watch(&harness).await;
+    let known = harness.store.find_watch(&project).await.unwrap();
+    assert_eq!((known.watched_since, known.reading_since), (began, None), "not when it ended");
     assert!(second.behind.is_empty() && second.read_bytes > 0, "{second:?}");
     for (item, server) in &saved {
         assert_eq!(verdict(&harness, item, server).await, (Ok(()), Grade::Read));
