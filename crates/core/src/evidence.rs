@@ -179,7 +179,10 @@ impl Watch {
         if is_later(self.all_read_at) {
             (self.all_read_at, self.all_read_upto) = (None, 0);
         }
-        self.reading_since.take_if(|at| *at > now);
+        if is_later(self.reading_since) {
+            self.reading_since = None;
+            self.unread_index.append(&mut self.read_index);
+        }
         self.round.take_if(|round| round.began_at > now);
         self.went_on_at.take_if(|at| *at > now);
     }

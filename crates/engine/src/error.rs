@@ -128,6 +128,7 @@ impl EngineError {
             BackendError::TooLarge => Self::damaged(object, "larger than any such object"),
             BackendError::Full
             | BackendError::Retained
+            | BackendError::Broken { .. }
             | BackendError::Gone { .. }
             | BackendError::Unreachable { .. }
             | BackendError::Io { .. } => Self::Backend { object: *object, error },

@@ -22,15 +22,13 @@ pub(crate) struct Vault {
 }
 
 impl Vault {
-    /// Whether an error is one object's own, such as a bad sector below it: it lasts, and
-    /// another object can be read all the same. What is wrong with the store, or with what it
-    /// allows us, is no damage.
+    /// Whether an error is one object's own, such as a bad sector below it: another object can
+    /// be read all the same. What is wrong with the store, or with what it allows us, is no
+    /// damage.
     pub(crate) fn is_of_one_object(&self, error: &EngineError) -> bool {
-        let is_lasting = matches!(
-            error,
-            EngineError::Backend { error: BackendError::Io { retryable: false, .. }, .. }
-        );
-        is_lasting && self.backend.get(&ObjectName::Config, DOCUMENT_BYTES_MAX).is_ok()
+        let is_broken =
+            matches!(error, EngineError::Backend { error: BackendError::Broken { .. }, .. });
+        is_broken && self.backend.get(&ObjectName::Config, DOCUMENT_BYTES_MAX).is_ok()
     }
 
     pub(crate) fn list(&self, kind: ObjectKind) -> Result<Vec<Listed>, EngineError> {

@@ -326,7 +326,12 @@ impl Repository<Indexed> {
         walk(packs, options, outcome, progress, || {
             let mut reader = PackReader::new(&self.vault)?;
             Ok(move |id, _, work: &Work<'_>| {
-                let (mut verdict, is_sound) = match reader.verify(catalogue, id, work) {
+                let mut verified = reader.verify(catalogue, id, work);
+                if matches!(&verified, Err(error) if self.vault.is_of_one_object(error)) {
+                    // Some paths to a store fail for a moment.
+                    verified = reader.verify(catalogue, id, work);
+                }
+                let (mut verdict, is_sound) = match verified {
                     Err(error) if self.vault.is_of_one_object(&error) => {
                         (Verdict::unreadable(id, &error), false)
                     }

@@ -18,6 +18,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use rustix::io::Errno;
+
 use super::{
     Backend, BackendError, Listed, ObjectKind, ObjectName,
     disk::{Disk, DiskFile, EntryKind, OsDisk},
@@ -312,6 +314,10 @@ fn is_absent(error: &io::Error) -> bool {
     reason = "the kinds of I/O errors are open-ended; an unknown one is a permanent failure"
 )]
 fn failure(error: &io::Error) -> BackendError {
+    // The standard library has no kind for it.
+    if error.raw_os_error() == Some(Errno::IO.raw_os_error()) {
+        return BackendError::Broken { text: error.to_string() };
+    }
     match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => BackendError::Full,
         ErrorKind::StaleNetworkFileHandle

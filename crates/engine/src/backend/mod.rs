@@ -146,6 +146,13 @@ pub enum BackendError {
         /// What happened.
         text: String,
     },
+    /// What holds the object fails, such as a bad sector below it, or an archive that it was
+    /// moved to: nobody can read it from here, whatever he may.
+    #[error("the store cannot hand it out: {text}")]
+    Broken {
+        /// What happened.
+        text: String,
+    },
     /// Anything else.
     #[error("{text}")]
     Io {
@@ -167,6 +174,7 @@ impl BackendError {
             | Self::TooLarge
             | Self::Full
             | Self::Retained
+            | Self::Broken { .. }
             | Self::Gone { .. } => false,
         }
     }

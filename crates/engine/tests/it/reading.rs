@@ -340,17 +340,30 @@ fn a_walk_in_small_steps_meets_every_pack_once() {
 
 /// A store whose lists leave out everything, or that cannot hand out some objects, as soon as
 /// it is told.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Odd {
     store: MemoryBackend,
     lists_nothing: AtomicBool,
     unreadable: Mutex<BTreeSet<ObjectName>>,
+    how: Mutex<BackendError>,
+}
+
+impl Default for Odd {
+    fn default() -> Self {
+        let how = BackendError::Broken { text: "bad sector".into() };
+        Self {
+            store: MemoryBackend::new(),
+            lists_nothing: AtomicBool::new(false),
+            unreadable: Mutex::default(),
+            how: Mutex::new(how),
+        }
+    }
 }
 
 impl Odd {
     fn require_readable(&self, name: &ObjectName) -> Result<(), BackendError> {
         match self.unreadable.lock().unwrap().contains(name) {
-            true => Err(BackendError::Io { retryable: false, text: "bad sector".into() }),
+            true => Err(self.how.lock().unwrap().clone()),
             false => Ok(()),
         }
     }
@@ -461,6 +474,12 @@ fn what_cannot_be_read_while_the_rest_can_is_damaged() {
     let inventory = repo.take_inventory().unwrap();
     assert_eq!((inventory.problems.len(), inventory.index_objects().len()), (1, index.len() - 1));
     assert_eq!(listing(&repo).unwrap(), Listing::Partial);
+    // Whoever may not read a pack has found nothing out about it.
+    set(&[ObjectName::Pack(tree)]);
+    *backend.how.lock().unwrap() =
+        BackendError::Io { retryable: false, text: "not allowed".into() };
+    assert!(verify().is_err());
+    assert_eq!(repo.list_damage().unwrap(), []);
 }
 
 /// Hears of every pack, and asks whom it must not be too late for.

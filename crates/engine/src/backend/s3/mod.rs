@@ -230,6 +230,7 @@ impl S3Bucket {
                 BackendError::Full
             }
             (_, "ObjectLocked") => BackendError::Retained,
+            (_, "InvalidObjectState") => BackendError::Broken { text: trouble.to_string() },
             (_, "NoSuchBucket") => {
                 BackendError::Gone { text: format!("there is no bucket {bucket:?}") }
             }
