@@ -235,7 +235,10 @@ pub(crate) fn lease(body: &Value) -> Result<u64, Error> {
 
 pub(crate) fn proof(body: &Value) -> Result<ProofKind, Error> {
     let kind = Object::root(body)?.field("proof").object()?.field("kind");
-    ProofKind::from_word(kind.word()?).ok_or_else(|| kind.bad("read or drill"))
+    match ProofKind::from_word(kind.word()?) {
+        Some(kind @ (ProofKind::Read | ProofKind::Drill)) => Ok(kind),
+        Some(ProofKind::Restore) | None => Err(kind.bad("read or drill")),
+    }
 }
 
 /// What is asked of a fleet, and who is shown.
@@ -382,6 +385,17 @@ mod tests {
         assert_eq!(question.server.as_str(), "5aa119a8-d25b-45a7-8d1b-88e127885635");
         assert_eq!(question.mapping.pairs().len(), 1);
         assert_eq!(asked[0].resource_type, "OS::Nova::Server");
+    }
+
+    #[test]
+    fn a_proof_is_asked_for_as_a_reading_or_a_drill_and_a_restore_is_not() {
+        for (kind, expected) in [("read", ProofKind::Read), ("drill", ProofKind::Drill)] {
+            assert_eq!(proof(&tree(&json!({"proof": {"kind": kind}}))).unwrap(), expected);
+        }
+        for kind in [json!("restore"), json!(""), json!(7)] {
+            let refused = proof(&tree(&json!({"proof": {"kind": kind}}))).unwrap_err();
+            assert!(refused.to_string().contains("proof.kind"), "{refused}");
+        }
     }
 
     /// Each field of the seed's request, absent, null, of a wrong type

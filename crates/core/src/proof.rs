@@ -42,6 +42,9 @@ pub enum ProofKind {
     /// The same; then every disk is inspected, and the server is booted where that is
     /// configured.
     Drill,
+    /// A restore read every byte, wrote it to a server and read it back from there. It is
+    /// recorded when one ends well; nobody can ask for it.
+    Restore,
 }
 
 /// Why a proof is made.
@@ -135,12 +138,13 @@ impl ProofKind {
         match self {
             Self::Read => "read",
             Self::Drill => "drill",
+            Self::Restore => "restore",
         }
     }
 
     /// The kind with this word.
     pub fn from_word(word: &str) -> Option<Self> {
-        [Self::Read, Self::Drill].into_iter().find(|kind| kind.as_str() == word)
+        [Self::Read, Self::Drill, Self::Restore].into_iter().find(|kind| kind.as_str() == word)
     }
 }
 

@@ -21,6 +21,7 @@ pub mod places;
 pub mod plans;
 pub mod proofs;
 pub mod protect;
+mod reading;
 pub mod rebuild;
 pub mod receipts;
 pub mod repositories;

@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use kedge_core::checkpoint::Item;
+use kedge_core::checkpoint::{Item, VolumeBackup};
 use kedge_core::drill::{Boot, StageError, TableKind};
 use kedge_core::ids::{ItemId, ProjectId, ProofId};
 use kedge_core::ports::DiskReader;
@@ -28,6 +28,7 @@ use crate::adapt::StoredDisk;
 use crate::app::{App, Parts};
 use crate::context::Context;
 use crate::error::Error;
+use crate::reading;
 use crate::repositories::{RepositoryError, SharedRepository, blocking};
 
 /// How often it is looked whether a server's turn has come: the search goes over all of
@@ -266,25 +267,32 @@ impl Parts {
     ) -> Result<(), End> {
         let project = &proof.project_id;
         let item = self.store.find_item(project, &proof.item_id).await?;
-        let gone = || End::Undecided("the backup was deleted");
-        let item = item.ok_or_else(gone)?;
+        let item = item.ok_or(End::Undecided("the backup was deleted"))?;
         let repository = self.repositories.get(project).await?;
-        let volumes = match open(&repository, &item).await {
-            Err(Opening::Engine(error)) => {
-                self.record_suspect(&repository, error, cancel).await?;
-                return Err(gone());
-            }
-            Err(Opening::End(end)) => return Err(end),
-            Ok(volumes) => volumes,
+        let Some((snapshot, stored)) = stored_disks(&item) else {
+            return Err(End::Failed("the record names no snapshot".to_owned()));
         };
-        for (backup, volume) in item.volumes.iter().zip(&volumes) {
-            let read_bytes = self.read(&repository, volume, proof.haste, cancel).await?;
-            disks.push(DiskProof { backup: backup.id.clone(), read_bytes, report: None });
+        let read = async {
+            let volumes = reading::open_disks(&repository, snapshot, stored).await?;
+            for (backup, volume) in item.volumes.iter().zip(&volumes) {
+                let read_bytes = self.read(&repository, volume, proof.haste, cancel).await?;
+                disks.push(DiskProof { backup: backup.id.clone(), read_bytes, report: None });
+            }
+            Ok(volumes)
+        };
+        let volumes = match read.await {
+            Ok(volumes) => volumes,
+            Err(error) => {
+                let parts = &self.repositories;
+                let recorded = parts.record_suspect(project, &repository, error, cancel);
+                return Err(recorded.await.into());
+            }
+        };
+        match proof.kind {
+            ProofKind::Read | ProofKind::Restore => return Ok(()),
+            ProofKind::Drill => {}
         }
-        if proof.kind == ProofKind::Read {
-            return Ok(());
-        }
-        let readers = open_disks(&repository, &volumes).await?;
+        let readers = open_readers(&repository, &volumes).await?;
         let stage = self.stage.as_ref();
         let stage = stage.ok_or(End::Undecided("there is nothing to try it out with"))?;
         let mut problems = Vec::new();
@@ -325,38 +333,10 @@ impl Parts {
         let options = ReadOptions { threads: THREADS, cancel: cancel.clone() };
         let (shared, volume) = (Arc::clone(repository), Arc::clone(volume));
         let nowhere = Nowhere((haste == Haste::Due).then(|| Arc::clone(&self.verify_bucket)));
-        let read = blocking(move || {
-            shared.require_known_blobs(&volume)?;
+        let report = blocking(move || {
             shared.restore_volume(&volume, &nowhere, &OpenGate, &options, &NoProgress)
-        })
-        .await;
-        match read {
-            Ok(report) => Ok(report.data_bytes),
-            Err(RepositoryError::Engine(error)) => {
-                self.record_suspect(repository, error, cancel).await
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// What made reading fail is looked at again, and recorded if it is damage: every backup
-    /// that needs it is told from then on.
-    async fn record_suspect(
-        &self,
-        repository: &SharedRepository,
-        error: EngineError,
-        cancel: &CancelFlag,
-    ) -> Result<u64, RepositoryError> {
-        let (shared, cancel) = (Arc::clone(repository), cancel.clone());
-        let (outcome, error) = blocking(move || {
-            let outcome = shared.verify_suspect(&error, &cancel)?;
-            Ok((outcome, error))
-        })
-        .await?;
-        for damage in outcome.map(|outcome| outcome.damaged).unwrap_or_default() {
-            tracing::error!("pack {} is damaged: {}", damage.pack, damage.what);
-        }
-        Err(error.into())
+        });
+        Ok(report.await?.data_bytes)
     }
 
     /// About how long it takes until a backup is proved.
@@ -365,45 +345,19 @@ impl Parts {
         let reading = item.data_bytes() / rate.clamp(1, BYTES_PER_SEC_UNLIMITED);
         let booting = match kind {
             ProofKind::Drill if self.settings.drill.boots => self.settings.drill.boot_time,
-            ProofKind::Drill | ProofKind::Read => Duration::ZERO,
+            ProofKind::Drill | ProofKind::Read | ProofKind::Restore => Duration::ZERO,
         };
         reading + booting.as_secs() + 1
     }
 }
 
-/// Why the volumes of a backup could not be opened.
-enum Opening {
-    Engine(EngineError),
-    End(End),
-}
-
-/// The volumes of a backup, in its order.
-async fn open(repository: &SharedRepository, item: &Item) -> Result<Vec<Arc<VolumeView>>, Opening> {
-    let bad = || Opening::End(End::Failed("the record names no snapshot".to_owned()));
-    let snapshot = item.snapshot.as_ref().ok_or_else(bad)?;
-    let id: SnapshotId = snapshot.snapshot.parse().map_err(|_| bad())?;
-    let folder = |volume: &kedge_core::checkpoint::VolumeBackup| {
+/// What a backup's record says of where its disks lie.
+fn stored_disks(item: &Item) -> Option<(SnapshotId, Vec<reading::StoredDisk>)> {
+    let snapshot = item.snapshot.as_ref()?.snapshot.parse().ok()?;
+    let disk = |volume: &VolumeBackup| {
         Some((volume.stored.as_ref()?.folder.clone(), volume.source_size_bytes))
     };
-    let folders: Option<Vec<_>> = item.volumes.iter().map(folder).collect();
-    let folders = folders.ok_or_else(bad)?;
-    let shared = Arc::clone(repository);
-    let opened = blocking(move || {
-        let view = shared.open_snapshot(id)?;
-        let open = |(folder, size_bytes): (String, u64)| {
-            let volume = view.volume(&folder)?;
-            if volume.size_bytes() != size_bytes {
-                let what = format!("{folder} has not the size of its disk");
-                return Err(EngineError::Damaged { object: format!("snapshot {id}"), what });
-            }
-            Ok(Arc::new(volume))
-        };
-        folders.into_iter().map(open).collect()
-    });
-    opened.await.map_err(|error| match error {
-        RepositoryError::Engine(error) => Opening::Engine(error),
-        other => Opening::End(other.into()),
-    })
+    Some((snapshot, item.volumes.iter().map(disk).collect::<Option<_>>()?))
 }
 
 /// A disk with a GUID partition table may have been made for UEFI.
@@ -413,7 +367,7 @@ fn may_need_uefi(item: &Item, disks: &[DiskProof]) -> bool {
     reports.any(|report| report.table == TableKind::Gpt)
 }
 
-async fn open_disks(
+async fn open_readers(
     repository: &SharedRepository,
     volumes: &[Arc<VolumeView>],
 ) -> Result<Vec<Arc<dyn DiskReader>>, RepositoryError> {

@@ -40,9 +40,9 @@ pub(crate) enum Judged {
 /// What is known of damage in the repositories of all projects.
 pub(crate) struct Wholeness {
     projects: Mutex<HashMap<ProjectId, Known>>,
-    /// Repositories in which something is lost that no mark names, and the number of the
-    /// notice: lists are walked there as if there were marks.
-    doubts: Mutex<HashMap<ProjectId, u64>>,
+    /// Repositories in which something is lost that no mark names: lists are walked there as
+    /// if there were marks.
+    doubts: Mutex<HashMap<ProjectId, Doubt>>,
     /// Notices of that so far. No number is given twice: what was walked under one says
     /// nothing under another.
     notices: AtomicU64,
@@ -53,6 +53,15 @@ pub(crate) struct Wholeness {
 }
 
 type Names = Arc<BTreeSet<String>>;
+
+/// That something of a repository is lost.
+#[derive(Clone, Copy, Debug)]
+struct Doubt {
+    /// The number of the notice.
+    notice: u64,
+    /// A reader met it, and no look over the repository has begun since.
+    is_reported: bool,
+}
 
 /// Answers that hold while a repository has these marks.
 struct Known {
@@ -122,13 +131,35 @@ impl Wholeness {
     /// Something of the project's repository is lost that no mark names: no list is whole
     /// until it was walked again.
     pub(crate) fn note_doubt(&self, project: &ProjectId) {
-        let mut doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
-        doubts.insert(project.clone(), self.notices.fetch_add(1, Ordering::Relaxed));
+        self.doubt(project, false);
     }
 
-    /// Every list was walked since, and none was found wanting.
+    /// A reader met something lost. The same, until the next look over the repository has
+    /// walked all lists.
+    pub(crate) fn report_loss(&self, project: &ProjectId) {
+        self.doubt(project, true);
+    }
+
+    fn doubt(&self, project: &ProjectId, is_reported: bool) {
+        let notice = self.notices.fetch_add(1, Ordering::Relaxed);
+        let mut doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
+        let doubt = doubts.entry(project.clone()).or_insert(Doubt { notice, is_reported });
+        *doubt = Doubt { notice, is_reported: doubt.is_reported || is_reported };
+    }
+
+    /// Whether a reader met something lost since the last look began. The doubt stays.
+    pub(crate) fn take_report(&self, project: &ProjectId) -> bool {
+        let mut doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
+        doubts.get_mut(project).is_some_and(|doubt| std::mem::take(&mut doubt.is_reported))
+    }
+
+    /// Every list was walked since, and none was found wanting. What a reader met meanwhile
+    /// stays for the next look.
     pub(crate) fn forget_doubt(&self, project: &ProjectId) {
-        self.doubts.lock().unwrap_or_else(PoisonError::into_inner).remove(project);
+        let mut doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
+        if doubts.get(project).is_some_and(|doubt| !doubt.is_reported) {
+            doubts.remove(project);
+        }
     }
 
     pub(crate) fn is_in_doubt(&self, project: &ProjectId) -> bool {
@@ -136,7 +167,8 @@ impl Wholeness {
     }
 
     fn doubt_of(&self, project: &ProjectId) -> Option<u64> {
-        self.doubts.lock().unwrap_or_else(PoisonError::into_inner).get(project).copied()
+        let doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
+        doubts.get(project).map(|doubt| doubt.notice)
     }
 
     /// The answers for these snapshots, begun where nobody has asked yet.
@@ -320,6 +352,22 @@ mod tests {
         let mut kept: Vec<_> = known.answers.keys().copied().collect();
         kept.sort_unstable();
         assert_eq!(kept, ['1', '4', '5'].map(id));
+    }
+
+    /// A look that began before cannot have seen it.
+    #[test]
+    fn what_a_reader_met_is_forgotten_only_by_a_look_that_began_later() {
+        let (wholeness, project) = (Wholeness::default(), ProjectId::new("p"));
+        wholeness.note_doubt(&project);
+        assert!(!wholeness.take_report(&project), "no reader told of it");
+        wholeness.report_loss(&project);
+        wholeness.note_doubt(&project);
+        wholeness.forget_doubt(&project);
+        assert!(wholeness.is_in_doubt(&project));
+        assert!(wholeness.take_report(&project));
+        assert!(!wholeness.take_report(&project));
+        wholeness.forget_doubt(&project);
+        assert!(!wholeness.is_in_doubt(&project));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use kedge_core::checkpoint::{Fault, StoredVolume};
 use kedge_core::ids::{CheckpointId, ItemId, ProjectId, RestoreId};
 use kedge_core::job::{Job, ProtectResult, Work};
+use kedge_core::proof::Proof;
 use kedge_core::status::{ItemEvent, ItemStatus};
 use kedge_core::time::Timestamp;
 
@@ -87,17 +88,26 @@ impl Store {
         tx.commit().await
     }
 
-    /// Every byte was restored and read back.
+    /// Every byte was restored and read back; what that proves of the backup.
     ///
     /// # Errors
     /// [`StoreError::FenceLost`].
-    pub async fn finish_restore(&self, job: &Job, next: &Work, now: Timestamp) -> Result<()> {
+    pub async fn finish_restore(
+        &self,
+        job: &Job,
+        next: &Work,
+        proof: Option<&Proof>,
+        now: Timestamp,
+    ) -> Result<()> {
         let restore = restore_of(job)?;
         let mut tx = self.write().await?;
         tx.step(job, next, now).await?;
         tx.move_item(&job.project_id, job.work.item(), ItemEvent::RestoreFinished, now).await?;
         tx.show_ended(job.work.item(), None).await?;
         tx.end_restore(restore, RestoreStatus::Success, "", now).await?;
+        if let Some(proof) = proof {
+            tx.add_proof(proof).await?;
+        }
         tx.commit().await
     }
 

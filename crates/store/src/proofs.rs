@@ -106,33 +106,8 @@ impl Store {
     /// # Errors
     /// The catalogue does not answer.
     pub async fn finish_proof(&self, proof: &Proof) -> Result<()> {
-        let outcome = proof.outcome.as_ref();
         let mut tx = self.write().await?;
-        tx.query(
-            "UPDATE proofs SET status = 'done', outcome = $2, read_ok = $3, drill = $4, \
-             finished_at = $5, sequence = (SELECT COALESCE(MAX(s.sequence), 0) + 1 FROM proofs s) \
-             WHERE id = $1",
-        )
-        .bind(proof.id.as_str().to_owned())
-        .bind(outcome.map(to_json).transpose()?)
-        .bind(outcome.map_or(0, read_word))
-        .bind(proof.drill_outcome().map(DrillOutcome::as_str))
-        .bind(proof.finished_at.map(Timestamp::as_micros))
-        .execute(tx.conn())
-        .await?;
-        tx.query(
-            "DELETE FROM proofs WHERE item_id = $1 AND status = 'done' AND id NOT IN (\
-             SELECT p.id FROM proofs p WHERE p.item_id = $1 AND p.status = 'done' \
-             ORDER BY p.sequence DESC, p.id DESC LIMIT $2) AND id NOT IN (\
-             SELECT p.id FROM proofs p WHERE p.item_id = $1 AND p.drill IS NOT NULL \
-             ORDER BY p.sequence DESC, p.id DESC LIMIT 1) AND id NOT IN (\
-             SELECT p.id FROM proofs p WHERE p.item_id = $1 AND p.read_ok <> 0 \
-             ORDER BY p.sequence DESC, p.id DESC LIMIT 1)",
-        )
-        .bind(proof.item_id.as_str().to_owned())
-        .bind(KEPT)
-        .execute(tx.conn())
-        .await?;
+        tx.end_proof(proof).await?;
         tx.commit().await
     }
 
@@ -300,10 +275,46 @@ impl Tx<'_> {
         Ok(proof.clone())
     }
 
+    /// Records one that nobody asked for.
+    pub(crate) async fn add_proof(&mut self, proof: &Proof) -> Result<()> {
+        self.insert_proof(proof).await?;
+        self.end_proof(proof).await
+    }
+
+    async fn end_proof(&mut self, proof: &Proof) -> Result<()> {
+        let outcome = proof.outcome.as_ref();
+        self.query(
+            "UPDATE proofs SET status = 'done', outcome = $2, read_ok = $3, drill = $4, \
+             finished_at = $5, sequence = (SELECT COALESCE(MAX(s.sequence), 0) + 1 FROM proofs s) \
+             WHERE id = $1",
+        )
+        .bind(proof.id.as_str().to_owned())
+        .bind(outcome.map(to_json).transpose()?)
+        .bind(outcome.map_or(0, read_word))
+        .bind(proof.drill_outcome().map(DrillOutcome::as_str))
+        .bind(proof.finished_at.map(Timestamp::as_micros))
+        .execute(self.conn())
+        .await?;
+        self.query(
+            "DELETE FROM proofs WHERE item_id = $1 AND status = 'done' AND id NOT IN (\
+             SELECT p.id FROM proofs p WHERE p.item_id = $1 AND p.status = 'done' \
+             ORDER BY p.sequence DESC, p.id DESC LIMIT $2) AND id NOT IN (\
+             SELECT p.id FROM proofs p WHERE p.item_id = $1 AND p.drill IS NOT NULL \
+             ORDER BY p.sequence DESC, p.id DESC LIMIT 1) AND id NOT IN (\
+             SELECT p.id FROM proofs p WHERE p.item_id = $1 AND p.read_ok <> 0 \
+             ORDER BY p.sequence DESC, p.id DESC LIMIT 1)",
+        )
+        .bind(proof.item_id.as_str().to_owned())
+        .bind(KEPT)
+        .execute(self.conn())
+        .await?;
+        Ok(())
+    }
+
     async fn insert_proof(&mut self, proof: &Proof) -> Result<()> {
         self.query(
             "INSERT INTO proofs (id, project_id, item_id, kind, status, paced, read_ok, \
-             created_at) VALUES ($1, $2, $3, $4, $5, $6, 0, $7)",
+             created_at, started_at) VALUES ($1, $2, $3, $4, $5, $6, 0, $7, $8)",
         )
         .bind(proof.id.as_str().to_owned())
         .bind(proof.project_id.as_str().to_owned())
@@ -312,6 +323,7 @@ impl Tx<'_> {
         .bind(proof.status.as_str())
         .bind(i64::from(proof.haste == Haste::Due))
         .bind(proof.created_at.as_micros())
+        .bind(proof.started_at.map(Timestamp::as_micros))
         .execute(self.conn())
         .await?;
         Ok(())

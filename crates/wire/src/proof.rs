@@ -33,14 +33,14 @@ pub struct ProofList {
     pub proofs: Vec<Proof>,
 }
 
-/// A reading back or a drill.
+/// A reading back, a drill, or a restore that ended well.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Proof {
     /// Its id.
     pub id: String,
     /// The backup.
     pub checkpoint_item_id: String,
-    /// `read` or `drill`.
+    /// `read` or `drill`; or `restore`, where one ended well, which reads every byte too.
     pub kind: String,
     /// `queued`, `running` or `done`.
     pub status: String,

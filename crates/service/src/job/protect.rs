@@ -207,7 +207,7 @@ impl Parents {
             let Some(view) = parent.open(attempt, &self.repository).await? else { continue };
             match blocking(move || view.volume(&stored.folder)).await {
                 Ok(volume) => return Ok(Some((volume, stored.change_token))),
-                Err(error) => pass_over(attempt, &parent.item, error)?,
+                Err(error) => pass_over(attempt, &self.repository, &parent.item, error).await?,
             }
         }
         Ok(None)
@@ -222,15 +222,15 @@ impl Parent {
     ) -> Result<Option<Arc<SnapshotView>>, Trouble> {
         if matches!(self.view, View::Unasked) {
             let snapshot = self.item.snapshot.as_ref().and_then(|at| at.snapshot.parse().ok());
-            let repository = repository.clone();
+            let shared = repository.clone();
             let opened = match snapshot {
-                Some(id) => Some(blocking(move || repository.open_snapshot(id)).await),
+                Some(id) => Some(blocking(move || shared.open_snapshot(id)).await),
                 None => None,
             };
             self.view = match opened {
                 Some(Ok(view)) => View::Opened(Arc::new(view)),
                 Some(Err(error)) => {
-                    pass_over(attempt, &self.item, error)?;
+                    pass_over(attempt, repository, &self.item, error).await?;
                     View::Unusable
                 }
                 None => View::Unusable,
@@ -244,12 +244,28 @@ impl Parent {
 }
 
 /// One that only cannot be had now must not make a whole backup of an incremental one.
-fn pass_over(attempt: &Attempt, item: &Item, error: RepositoryError) -> Result<(), Trouble> {
+async fn pass_over(
+    attempt: &Attempt,
+    repository: &SharedRepository,
+    item: &Item,
+    error: RepositoryError,
+) -> Result<(), Trouble> {
+    let error = record_suspect(attempt, repository, error).await;
     if error.is_retryable() {
         return Err(attempt.trouble(error));
     }
     tracing::warn!(item.id = %item.id, "cannot build on {}: {error}", item.id);
     Ok(())
+}
+
+/// Damage that a backup meets is on record before anything builds on it again.
+async fn record_suspect(
+    attempt: &Attempt,
+    repository: &SharedRepository,
+    error: RepositoryError,
+) -> RepositoryError {
+    let (repositories, project) = (&attempt.parts.repositories, &attempt.job.project_id);
+    repositories.record_suspect(project, repository, error, &attempt.stop).await
 }
 
 async fn store(
@@ -269,7 +285,7 @@ async fn store(
     let mut subtrees = Vec::new();
     for backup in &item.volumes {
         let parent = parents.of(attempt, backup).await?;
-        let one = store_volume(attempt, freeze, backup, parent, &session).await;
+        let one = store_volume(attempt, freeze, backup, parent, &repository, &session).await;
         let (volume, subtree) = match one {
             Ok(stored) => stored,
             Err(trouble) => return Err(moment_or(attempt, freeze, trouble).await),
@@ -323,6 +339,7 @@ async fn store_volume(
     freeze: &Freeze<'_>,
     backup: &VolumeBackup,
     parent: Option<(VolumeView, Option<ChangeToken>)>,
+    repository: &SharedRepository,
     session: &Arc<Session>,
 ) -> Result<(StoredVolume, TreeId), Trouble> {
     let started = attempt.parts.clock.monotonic();
@@ -348,6 +365,10 @@ async fn store_volume(
         let result =
             blocking(move || session.store_volume(&source, parent.as_deref(), &options, &*meter))
                 .await;
+        let result = match result {
+            Ok(stored) => Ok(stored),
+            Err(error) => Err(record_suspect(attempt, repository, error).await),
+        };
         match result {
             Ok(stored) => {
                 let elapsed = attempt.parts.clock.monotonic().saturating_sub(started);
@@ -446,9 +467,10 @@ async fn finish(
         .zip(stored.volumes)
         .map(|(backup, volume)| (volume.folder.clone(), backup.source_size_bytes))
         .collect();
-    let snapshot = blocking(move || {
+    let shared = repository.clone();
+    let written = blocking(move || {
         let id = session.write_snapshot(&meta)?;
-        let view = repository.open_snapshot(id)?;
+        let view = shared.open_snapshot(id)?;
         for (folder, size_bytes) in expected {
             if view.volume(&folder)?.size_bytes() != size_bytes {
                 return Err(EngineError::Damaged {
@@ -458,9 +480,14 @@ async fn finish(
             }
         }
         Ok(id)
-    })
-    .await
-    .map_err(|error| attempt.trouble(error))?;
+    });
+    let snapshot = match written.await {
+        Ok(snapshot) => snapshot,
+        Err(error) => {
+            let error = record_suspect(attempt, &repository, error).await;
+            return Err(attempt.trouble(error));
+        }
+    };
     attempt.at("protect.snapshot_written");
     let result = ProtectResult {
         protected_at: stored.protected_at,

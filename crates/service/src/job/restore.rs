@@ -8,15 +8,16 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use kedge_core::checkpoint::Fault;
+use kedge_core::checkpoint::{Fault, VolumeBackup};
 use kedge_core::fact::Fact;
-use kedge_core::ids::{ItemId, RestoreId, VolumeBackupId};
+use kedge_core::ids::{ItemId, ProofId, RestoreId, VolumeBackupId};
 use kedge_core::job::{RestoreState, WasRunning, Work};
 use kedge_core::ports::{CloudError, CloudErrorKind, DiskWriter, ServerRef};
+use kedge_core::proof::{DiskProof, Haste, Outcome, Proof, ProofKind, ProofStatus, ProofVerdict};
 use kedge_core::resource::{SERVER_TYPE, ServerStatus};
 use kedge_core::restore::{self, Mapping, Question, RestorePlan, VolumeWrite};
 use kedge_engine::layer::{ThrottledSink, ThrottledSource};
-use kedge_engine::{EngineError, ReadOptions, VolumeView};
+use kedge_engine::{ReadOptions, VolumeView};
 use kedge_store::{PowerOn, Restore};
 
 use super::session;
@@ -24,7 +25,8 @@ use crate::adapt::{DiskSink, DiskSource};
 use crate::attempt::{Attempt, Trouble};
 use crate::facts::Asker;
 use crate::plans::require_unmoved;
-use crate::repositories::{SharedRepository, blocking};
+use crate::reading;
+use crate::repositories::{RepositoryError, SharedRepository, blocking};
 
 /// Chunks in flight between repository and disk.
 const THREADS: NonZeroUsize = match NonZeroUsize::new(4) {
@@ -166,39 +168,37 @@ impl Run<'_> {
         self.save(RestoreState::Written).await
     }
 
-    /// The content lists of the volumes to write, each of its disk's size and of blobs that
-    /// the index knows.
+    /// The content lists of the volumes to write.
     async fn open_backup(
         &self,
         repository: &SharedRepository,
         plan: &RestorePlan,
         writes: &[&VolumeWrite],
     ) -> Result<Vec<Arc<VolumeView>>, Trouble> {
-        let id = plan
-            .snapshot
-            .snapshot
-            .parse()
-            .map_err(|_| Trouble::Fault(format!("bug: {:?} is no snapshot", plan.snapshot)))?;
-        let wanted: Vec<_> =
-            writes.iter().map(|write| (write.folder.clone(), write.size_bytes)).collect();
-        let shared = repository.clone();
-        blocking(move || {
-            let view = shared.open_snapshot(id)?;
-            let open = |(folder, size_bytes): (String, u64)| {
-                let volume = view.volume(&folder)?;
-                if volume.size_bytes() != size_bytes {
-                    return Err(EngineError::Damaged {
-                        object: format!("snapshot {id}"),
-                        what: format!("{folder} has not the size of its disk"),
-                    });
-                }
-                shared.require_known_blobs(&volume)?;
-                Ok(Arc::new(volume))
-            };
-            wanted.into_iter().map(open).collect()
-        })
-        .await
-        .map_err(|error| self.attempt.trouble(error))
+        let snapshot = &plan.snapshot.snapshot;
+        let id = snapshot.parse();
+        let id = id.map_err(|_| Trouble::Fault(format!("bug: {snapshot:?} is no snapshot")))?;
+        let disks = writes.iter().map(|write| (write.folder.clone(), write.size_bytes)).collect();
+        let opened = reading::open_disks(repository, id, disks).await;
+        self.unless_damaged(repository, opened).await
+    }
+
+    /// Damage that a restore meets is on record before the restore tells of it.
+    async fn unless_damaged<T>(
+        &self,
+        repository: &SharedRepository,
+        read: Result<T, RepositoryError>,
+    ) -> Result<T, Trouble> {
+        match read {
+            Ok(read) => Ok(read),
+            Err(error) => {
+                let (attempt, project) = (self.attempt, &self.of.project);
+                let repositories = &attempt.parts.repositories;
+                let recorded =
+                    repositories.record_suspect(project, repository, error, &attempt.stop);
+                Err(attempt.trouble(recorded.await))
+            }
+        }
     }
 
     /// Opens, and thereby marks, every destination before the first byte is written: a
@@ -228,9 +228,9 @@ impl Run<'_> {
         let bucket = &attempt.parts.disk_bucket;
         let sink = ThrottledSink::new(DiskSink(writer.clone()), bucket.clone());
         let reading = options.clone();
-        blocking(move || shared.restore_volume(&backup, &sink, &*lease, &reading, &*meter))
-            .await
-            .map_err(|error| attempt.trouble(error))?;
+        let written =
+            blocking(move || shared.restore_volume(&backup, &sink, &*lease, &reading, &*meter));
+        self.unless_damaged(repository, written.await).await?;
         attempt.at("restore.written");
         attempt.may_write()?;
         tokio::task::spawn_blocking(move || writer.finish())
@@ -271,8 +271,39 @@ impl Run<'_> {
         }
         attempt.at("restore.started");
         let done = self.at(RestoreState::Done);
-        parts.store.finish_restore(&attempt.job, &done, parts.clock.now()).await?;
+        let (proof, now) = (self.proof().await?, parts.clock.now());
+        parts.store.finish_restore(&attempt.job, &done, proof.as_ref(), now).await?;
         Ok(done)
+    }
+
+    /// What a restore that ended well says of its backup: all of its disks were read, since it
+    /// was asked for at the earliest.
+    async fn proof(&self) -> Result<Option<Proof>, Trouble> {
+        let (parts, project) = (&self.attempt.parts, &self.of.project);
+        let Some(item) = parts.store.find_item(project, self.item).await? else { return Ok(None) };
+        let is_restored =
+            |disk: &VolumeBackup| self.record.pairs.iter().any(|pair| pair.backup == disk.id);
+        if !item.volumes.iter().all(is_restored) {
+            return Ok(None);
+        }
+        let disk = |disk: &VolumeBackup| {
+            let read_bytes = disk.stored.as_ref()?.data_bytes;
+            Some(DiskProof { backup: disk.id.clone(), read_bytes, report: None })
+        };
+        let disks = item.volumes.iter().filter_map(disk).collect();
+        let (verdict, reason) = (ProofVerdict::Passed, String::new());
+        Ok(Some(Proof {
+            id: ProofId::from(parts.ids.next_uuid()),
+            project_id: project.clone(),
+            item_id: self.item.clone(),
+            kind: ProofKind::Restore,
+            haste: Haste::Asked,
+            status: ProofStatus::Done,
+            outcome: Some(Outcome { verdict, reason, disks, boot: None }),
+            created_at: self.record.created_at,
+            started_at: Some(self.record.created_at),
+            finished_at: Some(parts.clock.now()),
+        }))
     }
 
     /// Puts back what was not touched. What is half written stays stopped and marked; the

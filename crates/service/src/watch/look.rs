@@ -62,6 +62,11 @@ impl Parts {
     ) -> Result<Look, RepositoryError> {
         let mut watch = self.store.find_watch(project).await?;
         watch.forget_after(self.clock.now());
+        if self.repositories.wholeness.take_report(project) {
+            watch.walked_upto = 0;
+            let noted = self.note_doubt(project, &watch).await;
+            noted.inspect_err(|_| self.repositories.wholeness.report_loss(project))?;
+        }
         let repository = self.repositories.get(project).await?;
         let latest = self.store.latest_sequence(project).await?;
         let mut walk = Walk {

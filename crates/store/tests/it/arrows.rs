@@ -82,7 +82,7 @@ async fn a_restore_takes_the_item_and_gives_it_back() {
     assert_eq!(recorded, Some(restore(1)));
 
     let job = claim(&store).await;
-    store.finish_restore(&job, &restore_work(1, RestoreState::Done), at(3500)).await.unwrap();
+    store.finish_restore(&job, &restore_work(1, RestoreState::Done), None, at(3500)).await.unwrap();
     let found = find(&store, 1).await;
     assert_eq!((found.status, found.progress, found.fault), (ItemStatus::Available, 100, None));
     let recorded = store.find_restore(&project(), &restore_id(1)).await.unwrap().unwrap();
@@ -251,7 +251,7 @@ async fn no_arrow_is_taken_without_the_fence_or_from_another_status() {
         let answers = [
             store.finish_protect(&protect, &result(), &done(&protect), at(9)).await,
             store.fail_protect(&protect, &fault, &done(&protect), at(9)).await,
-            store.finish_restore(&restore, &done(&restore), at(9)).await,
+            store.finish_restore(&restore, &done(&restore), None, at(9)).await,
             store.fail_restore(&restore, &fault, &done(&restore), at(9)).await,
             store.finish_delete(&delete, &done(&delete), at(9)).await,
             store.fail_delete(&delete, &fault, &done(&delete), at(9)).await,
@@ -270,7 +270,7 @@ async fn no_arrow_is_taken_without_the_fence_or_from_another_status() {
 async fn end_all(store: &Store, jobs: [&kedge_core::job::Job; 3]) {
     let [protect, restore, delete] = jobs;
     store.finish_protect(protect, &result(), &protect.work, at(8)).await.unwrap();
-    store.finish_restore(restore, &restore.work, at(8)).await.unwrap();
+    store.finish_restore(restore, &restore.work, None, at(8)).await.unwrap();
     store.finish_delete(delete, &delete.work, at(8)).await.unwrap();
 }
 
@@ -289,7 +289,7 @@ async fn only_a_restore_job_ends_a_restore() {
     let store = Store::open_in_memory().await.unwrap();
     accept(&store, 1).await;
     let job = claim(&store).await;
-    let refused = store.finish_restore(&job, &job.work, at(9)).await;
+    let refused = store.finish_restore(&job, &job.work, None, at(9)).await;
     assert!(matches!(refused, Err(StoreError::Misuse(_))), "{refused:?}");
 
     make_available(&store, 2).await;
@@ -297,7 +297,7 @@ async fn only_a_restore_job_ends_a_restore() {
     let mut lost = claim(&store).await;
     lost.work =
         Work::Restore { restore: restore_id(9), item: item_id(2), state: RestoreState::Start };
-    let refused = store.finish_restore(&lost, &lost.work, at(9)).await;
+    let refused = store.finish_restore(&lost, &lost.work, None, at(9)).await;
     assert!(matches!(refused, Err(StoreError::NotFound(_))), "{refused:?}");
 }
 
@@ -311,7 +311,7 @@ async fn restores_are_listed_newest_first_in_pages() {
         store.create_restore(&restore, &restore_job(number)).await.unwrap();
         let job = claim(&store).await;
         let done = restore_work(number, RestoreState::Done);
-        store.finish_restore(&job, &done, at(50)).await.unwrap();
+        store.finish_restore(&job, &done, None, at(50)).await.unwrap();
     }
     let mut seen = Vec::new();
     let mut marker = None;

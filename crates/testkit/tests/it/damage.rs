@@ -6,10 +6,13 @@ use std::time::Duration;
 use kedge_cloud::sim::SimWrite;
 use kedge_core::checkpoint::Item;
 use kedge_core::code::Code;
+use kedge_core::evidence::Grade;
 use kedge_core::ids::ProjectId;
+use kedge_core::ports::Clock as _;
+use kedge_core::proof::ProofKind;
 use kedge_core::resource::Server;
 use kedge_core::status::ItemStatus;
-use kedge_engine::{Backend as _, BackendError, ObjectKind};
+use kedge_engine::{Backend as _, BackendError, CancelFlag, ObjectKind};
 use kedge_store::RestoreStatus;
 use kedge_testkit::{Harness, PROJECT};
 
@@ -82,6 +85,106 @@ async fn damage_found_after_a_restore_was_admitted_stops_it_before_its_first_wri
     assert_untouched(&harness);
     assert!(contents(&harness, &server)[0] == content);
     assert_eq!(verdict(&harness, &saved, &server).await, Err(Code::DataDamaged));
+}
+
+/// Nobody had read the packs since: whoever meets it first says so.
+#[tokio::test]
+async fn damage_that_a_restore_meets_turns_the_verdict() {
+    let harness = Harness::new().await;
+    let other = harness.add_server(&[&disk(7, MIB)]);
+    let other_item = back_up(&harness, &other).await;
+    let content = disk(8, 2 * MIB);
+    let server = harness.add_server(&[&content]);
+    let (saved, packs) = back_up_alone(&harness, &server).await;
+    damage(&harness, &server.project_id, &packs.largest);
+    assert_eq!(verdict(&harness, &saved, &server).await, Ok(()), "nobody knows yet");
+    let restore = begin_restore(&harness, &saved, straight(&saved, &server)).await.unwrap();
+    harness.run_jobs_to_their_end().await;
+    let ended = find_restore(&harness, &restore).await;
+    assert_eq!(ended.status, RestoreStatus::Fail);
+    assert!(ended.reason.contains("damaged"), "{}", ended.reason);
+    assert_eq!(verdict(&harness, &saved, &server).await, Err(Code::DataDamaged));
+    assert_eq!(verdict(&harness, &other_item, &other).await, Ok(()));
+    // The server is half written. A backup of another with the same data mends the backup.
+    let twin = harness.add_server(&[&content]);
+    back_up(&harness, &twin).await;
+    assert_eq!(verdict(&harness, &saved, &server).await, Ok(()));
+    begin_restore(&harness, &saved, straight(&saved, &server)).await.unwrap();
+    harness.run_jobs_to_their_end().await;
+    assert!(contents(&harness, &server)[0] == content);
+}
+
+/// No mark can say what it listed. Every list is walked from then on, and the watch finds out
+/// whom it harms.
+#[tokio::test]
+async fn an_index_object_that_a_restore_misses_turns_the_verdict() {
+    let harness = Harness::new().await;
+    let other = harness.add_server(&[&disk(9, MIB)]);
+    let other_item = back_up(&harness, &other).await;
+    let store = harness.places.store_of(&ProjectId::new(PROJECT));
+    let before = store.inner().list(ObjectKind::Index).unwrap();
+    let server = harness.add_server(&[&disk(10, 2 * MIB)]);
+    let saved = back_up(&harness, &server).await;
+    let after = store.inner().list(ObjectKind::Index).unwrap();
+    for lost in after.iter().filter(|listed| !before.contains(listed)) {
+        store.inner().delete(&lost.name).unwrap();
+    }
+    let harness = harness.restarted().await;
+    assert_eq!(verdict(&harness, &saved, &server).await, Ok(()), "nobody knows yet");
+    harness.cloud.clear_write_log();
+    begin_restore(&harness, &saved, straight(&saved, &server)).await.unwrap();
+    harness.run_jobs_to_their_end().await;
+    assert_untouched(&harness);
+    for _ in 0..2 {
+        assert_eq!(verdict(&harness, &saved, &server).await, Err(Code::DataDamaged));
+        assert_eq!(verdict(&harness, &other_item, &other).await, Ok(()));
+        harness.app.watch(&CancelFlag::new()).await;
+    }
+}
+
+#[tokio::test]
+async fn damage_that_a_backup_meets_turns_the_verdict_of_what_it_would_have_built_on() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(11, 2 * MIB)]);
+    let (saved, packs) = back_up_alone(&harness, &server).await;
+    // Lists lie in the smallest pack. Another process has them in no cache.
+    damage(&harness, &server.project_id, &packs.smallest);
+    let harness = harness.restarted().await;
+    assert_eq!(verdict(&harness, &saved, &server).await, Ok(()), "nobody knows yet");
+    harness.cloud.overwrite(&server.volumes[0].id, 0, &disk(12, MIB));
+    let healthy = back_up(&harness, &server).await;
+    assert_eq!(healthy.status, ItemStatus::Available);
+    assert_eq!(verdict(&harness, &saved, &server).await, Err(Code::DataDamaged));
+    assert_eq!(verdict(&harness, &healthy, &server).await, Ok(()));
+}
+
+/// What was restored was read, all of it, and is known to be readable.
+#[tokio::test]
+async fn a_restore_that_ended_well_counts_as_a_reading() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(13, MIB), &disk(14, MIB)]);
+    let saved = back_up(&harness, &server).await;
+    let context = harness.context().await;
+    let evidence = async || {
+        let questions = vec![straight(&saved, &server)];
+        let explained = harness.app.explain_restorable(&context, questions).await.unwrap();
+        explained[0].evidence.unwrap()
+    };
+    assert_eq!(evidence().await.grade, Grade::Recorded);
+    let asked_at = harness.clock.now();
+    begin_restore(&harness, &saved, straight(&saved, &server)).await.unwrap();
+    harness.run_jobs_to_their_end().await;
+    let known = evidence().await;
+    assert_eq!((known.grade, known.read_since), (Grade::Read, Some(asked_at)));
+    let proofs = harness.app.list_proofs(&context, &saved.id).await.unwrap();
+    assert_eq!(proofs.iter().map(|proof| proof.kind).collect::<Vec<_>>(), [ProofKind::Restore]);
+    assert_eq!(proofs[0].outcome.as_ref().unwrap().disks.len(), 2);
+    // One that failed says nothing of what it never read.
+    let broken = BackendError::Unreachable { text: "gone".into() };
+    begin_restore(&harness, &saved, straight(&saved, &server)).await.unwrap();
+    harness.places.store_of(&server.project_id).break_with(broken);
+    harness.run_jobs_to_their_end().await;
+    assert_eq!(harness.app.list_proofs(&context, &saved.id).await.unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -109,9 +109,14 @@ pub(crate) async fn back_up(harness: &Harness, server: &Server) -> Item {
     item(harness, &id).await
 }
 
-/// Backs a server up whose data nobody else has, damages it in the store, and has a
-/// verification find that out.
-pub(crate) async fn back_up_and_damage(harness: &Harness, server: &Server) -> Item {
+/// The packs that a backup stored: those of data are larger than those of lists.
+pub(crate) struct NewPacks {
+    pub(crate) largest: ObjectName,
+    pub(crate) smallest: ObjectName,
+}
+
+/// Backs a server up whose data nobody else has.
+pub(crate) async fn back_up_alone(harness: &Harness, server: &Server) -> (Item, NewPacks) {
     let store = harness.places.store_of(&server.project_id);
     let packs = || -> BTreeMap<ObjectName, u64> {
         let listed = store.inner().list(ObjectKind::Pack).unwrap();
@@ -120,8 +125,16 @@ pub(crate) async fn back_up_and_damage(harness: &Harness, server: &Server) -> It
     let before = packs();
     let item = back_up(harness, server).await;
     let new = packs().into_iter().filter(|(name, _)| !before.contains_key(name));
-    let (largest, _) = new.max_by_key(|(_, size_bytes)| *size_bytes).unwrap();
-    damage(harness, &server.project_id, &largest);
+    let mut new: Vec<_> = new.map(|(name, size_bytes)| (size_bytes, name)).collect();
+    new.sort_unstable();
+    let (smallest, largest) = (new.first().unwrap().1, new.last().unwrap().1);
+    (item, NewPacks { largest, smallest })
+}
+
+/// The same; damages it in the store, and has a verification find that out.
+pub(crate) async fn back_up_and_damage(harness: &Harness, server: &Server) -> Item {
+    let (item, packs) = back_up_alone(harness, server).await;
+    damage(harness, &server.project_id, &packs.largest);
     let found = verify(harness, &server.project_id).await;
     assert_eq!(found.damaged.len(), 1, "{found:?}");
     item
