@@ -5,7 +5,7 @@
 //! is told by the order in which the catalogue saw them finished: a clock that was wrong
 //! and was set back would call read what nobody has read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -13,44 +13,47 @@ use serde::{Deserialize, Serialize};
 use crate::proof::{DrillOutcome, Drilled, Proven};
 use crate::time::Timestamp;
 
-/// How far watching over a repository has come.
+/// What watching over a repository has seen of the backups in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Watch {
+pub struct Seen {
     /// When every pack was last looked for in the store. Those that were missing, or had
     /// not their size, are recorded as damaged.
     pub present_at: Option<Timestamp>,
     /// The last backup that was finished before that.
     pub present_upto: u64,
-    /// When reading began of what is new and not all read yet.
-    pub reading_since: Option<Timestamp>,
-    /// Everything there is that was ever read back was read after this moment.
-    pub watched_since: Option<Timestamp>,
-    /// The last backup up to which everything was read back once at least.
-    pub new_read_upto: u64,
-    /// Everything there was at this moment was read back after it.
-    pub all_read_at: Option<Timestamp>,
-    /// The last backup that was finished before that.
-    pub all_read_upto: u64,
+    /// Everything there is was read back after this moment.
+    pub read_since: Option<Timestamp>,
+    /// The last backup that this is said of.
+    pub read_upto: u64,
+    /// Backups of which something is listed nowhere or a list cannot be read; and those of
+    /// which that was so and not everything was looked for and read since.
+    pub doubted: BTreeSet<u64>,
+}
+
+/// How far watching over a repository has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Watch {
+    /// What follows for its backups.
+    pub seen: Seen,
+    /// Index objects, by their ids, of which every pack was read back, and after which moment.
+    pub read_index: BTreeMap<String, Timestamp>,
+    /// Those that were seen beside, and of which that is still to be done.
+    pub unread_index: BTreeSet<String>,
+    /// When the last round began that came to its end.
+    pub round_began_at: Option<Timestamp>,
     /// The round through everything that is under way.
     pub round: Option<Round>,
     /// When the round last went on.
     pub went_on_at: Option<Timestamp>,
-    /// Index objects, by their ids, of which every pack was read back.
-    pub read_index: BTreeSet<String>,
-    /// Those that were seen beside, and of which that is still to be done.
-    pub unread_index: BTreeSet<String>,
     /// The last backup up to which every list was walked: all that it names was listed by
     /// index objects that were seen, unless it is doubted.
     pub walked_upto: u64,
-    /// Backups of which something is listed nowhere or a list cannot be read; and those of
-    /// which that was so and not everything was looked for and read since.
-    pub doubted: BTreeSet<u64>,
     /// The doubted backup whose list was walked again last.
     pub doubted_after: u64,
     /// Something is lost that no record of damage names: an index object, whatever it listed,
     /// or a list. Until it is known whom that harms, every verdict walks.
-    #[serde(alias = "lost_index")]
     pub is_in_doubt: bool,
 }
 
@@ -59,9 +62,6 @@ pub struct Watch {
 pub struct Round {
     /// When it began.
     pub began_at: Timestamp,
-    /// The last backup that was finished before that.
-    #[serde(default)]
-    pub upto: u64,
     /// The pack after which it goes on.
     pub after: Option<String>,
 }
@@ -131,18 +131,15 @@ const GO_ON_BYTES_MIN: u64 = 64 << 20;
 /// However long nobody was there to read: what was missed is not made up for at once.
 const GAP_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-impl Watch {
+impl Seen {
     /// What is known of a backup with this place in the order of its project's, and of which
     /// proofs say this.
     pub fn evidence(&self, sequence: Option<u64>, proven: &Proven) -> Evidence {
         let is_among = |upto: u64| {
             sequence.is_some_and(|sequence| sequence <= upto && !self.doubted.contains(&sequence))
         };
-        // What a backup shares with older ones was read when those were; all of it after
-        // the last round began, or the first.
-        let is_read = is_among(self.new_read_upto.max(self.all_read_upto));
-        let read_since = self.all_read_at.max(self.watched_since).filter(|_| is_read);
-        let read_since = read_since.max(proven.read_at);
+        // What a backup shares with older ones was read when those were.
+        let read_since = self.read_since.filter(|_| is_among(self.read_upto)).max(proven.read_at);
         let present_at = self.present_at.filter(|_| is_among(self.present_upto));
         let drilled = proven.drilled;
         let evidence = Evidence { grade: Grade::Recorded, read_since, present_at, drilled };
@@ -151,38 +148,66 @@ impl Watch {
         let grade = grades.into_iter().find(is_of).unwrap_or(Grade::Recorded);
         Evidence { grade, ..evidence }
     }
+}
 
+impl Watch {
     /// Takes note of the index objects there are. Whether one is gone that was seen before:
     /// pruned or lost, which only lists tell, so that all are to be walked again.
     pub fn note_index(&mut self, index: &BTreeSet<String>) -> bool {
-        let is_gone = !self.read_index.is_subset(index) || !self.unread_index.is_subset(index);
+        let is_read_there = self.read_index.keys().all(|read| index.contains(read));
+        let is_gone = !is_read_there || !self.unread_index.is_subset(index);
         if is_gone {
             self.walked_upto = 0;
             self.is_in_doubt = true;
         }
-        self.read_index.retain(|read| index.contains(read));
-        self.unread_index = index.difference(&self.read_index).cloned().collect();
+        self.read_index.retain(|read, _| index.contains(read));
+        let is_unread = |object: &&String| !self.read_index.contains_key(*object);
+        self.unread_index = index.iter().filter(is_unread).cloned().collect();
         is_gone
+    }
+
+    /// Takes note that every pack of these index objects was read after a moment. Those that
+    /// were not seen are passed over: nobody knows whether they are still what they were.
+    pub fn note_read<'a>(&mut self, objects: impl IntoIterator<Item = &'a String>, at: Timestamp) {
+        for object in objects {
+            let was_unread = self.unread_index.remove(object);
+            match self.read_index.get_mut(object) {
+                Some(known) => *known = at.max(*known),
+                None if was_unread => drop(self.read_index.insert(object.clone(), at)),
+                None => {}
+            }
+        }
+    }
+
+    /// Takes note that a round has come to its end: what was read before it began was read
+    /// again.
+    pub fn end_round(&mut self, began_at: Timestamp) {
+        self.read_index.values_mut().for_each(|at| *at = began_at.max(*at));
+        self.round_began_at = Some(began_at);
+    }
+
+    /// Takes note, where nothing is unread, since when everything is read, and that this holds
+    /// of backups up to this one.
+    pub fn note_all_read(&mut self, upto: u64) {
+        if self.unread_index.is_empty() {
+            self.seen.read_since = self.read_index.values().min().copied();
+            self.seen.read_upto = self.seen.read_upto.max(upto);
+        }
     }
 
     /// Forgets what was seen later than now, by a clock that was wrong: it is to be seen again.
     pub fn forget_after(&mut self, now: Timestamp) {
         let is_later = |at: Option<Timestamp>| at.is_some_and(|at| at > now);
-        if is_later(self.present_at) {
-            (self.present_at, self.present_upto) = (None, 0);
+        if is_later(self.seen.present_at) {
+            (self.seen.present_at, self.seen.present_upto) = (None, 0);
         }
-        if is_later(self.watched_since) {
-            (self.watched_since, self.new_read_upto) = (None, 0);
-            // It was seen all the same.
-            self.unread_index.append(&mut self.read_index);
+        if is_later(self.seen.read_since) {
+            (self.seen.read_since, self.seen.read_upto) = (None, 0);
         }
-        if is_later(self.all_read_at) {
-            (self.all_read_at, self.all_read_upto) = (None, 0);
-        }
-        if is_later(self.reading_since) {
-            self.reading_since = None;
-            self.unread_index.append(&mut self.read_index);
-        }
+        // They were seen all the same.
+        let later = self.read_index.extract_if(.., |_, at| *at > now);
+        self.unread_index.extend(later.map(|(object, _)| object));
+        self.round_began_at.take_if(|at| *at > now);
         self.round.take_if(|round| round.began_at > now);
         self.went_on_at.take_if(|at| *at > now);
     }
@@ -190,7 +215,7 @@ impl Watch {
     /// Whether there is nothing to read now: a round ended, and the next is not due.
     pub fn rests(&self, now: Timestamp, period: Duration) -> bool {
         let is_fresh = |at: Timestamp| at <= now && now.since(at) < period;
-        self.round.is_none() && self.all_read_at.is_some_and(is_fresh)
+        self.round.is_none() && self.round_began_at.is_some_and(is_fresh)
     }
 
     /// How much a round is to read now, so that it takes `period` to read everything.
@@ -227,46 +252,45 @@ mod tests {
         Timestamp::from_micros(seconds * 1_000_000)
     }
 
+    fn names(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    fn read(objects: &[(&str, i64)]) -> BTreeMap<String, Timestamp> {
+        objects.iter().map(|(name, seconds)| ((*name).to_owned(), at(*seconds))).collect()
+    }
+
     #[test]
     fn a_backup_is_known_by_what_was_seen_after_it_was_complete() {
-        let watch = Watch {
+        let seen = Seen {
             present_at: Some(at(50)),
             present_upto: 50,
-            watched_since: Some(at(5)),
-            new_read_upto: 40,
-            all_read_at: Some(at(20)),
-            all_read_upto: 20,
+            read_since: Some(at(20)),
+            read_upto: 40,
             doubted: [7].into(),
-            ..Watch::default()
         };
         for (sequence, grade, read_since, present_at) in [
             (None, Grade::Recorded, None, None),
             (Some(10), Grade::Read, Some(20), Some(50)),
-            (Some(20), Grade::Read, Some(20), Some(50)),
-            (Some(30), Grade::Read, Some(20), Some(50)),
+            (Some(40), Grade::Read, Some(20), Some(50)),
             (Some(41), Grade::Present, None, Some(50)),
             (Some(51), Grade::Recorded, None, None),
             (Some(7), Grade::Recorded, None, None),
         ] {
             let (read_since, present_at) = (read_since.map(at), present_at.map(at));
             let expected = Evidence { grade, read_since, present_at, drilled: None };
-            let known = watch.evidence(sequence, &Proven::default());
+            let known = seen.evidence(sequence, &Proven::default());
             assert_eq!(known, expected, "{sequence:?}");
         }
         let nothing = Proven::default();
-        assert_eq!(Watch::default().evidence(Some(1), &nothing).grade, Grade::Recorded);
-        let first = Watch { all_read_at: None, all_read_upto: 0, ..watch };
-        assert_eq!(first.evidence(Some(30), &nothing).read_since, Some(at(5)));
+        assert_eq!(Seen::default().evidence(Some(1), &nothing).grade, Grade::Recorded);
     }
 
     #[test]
     fn an_index_object_that_is_gone_has_every_list_walked_again() {
-        let names = |names: &[&str]| -> BTreeSet<String> {
-            names.iter().map(|name| (*name).to_owned()).collect()
-        };
-        let watch = |read, unread| Watch {
+        let watch = |read_index: &[&str], unread: &[&str]| Watch {
             walked_upto: 4,
-            read_index: names(read),
+            read_index: read_index.iter().map(|name| ((*name).to_owned(), at(1))).collect(),
             unread_index: names(unread),
             ..Watch::default()
         };
@@ -285,6 +309,29 @@ mod tests {
     }
 
     #[test]
+    fn everything_is_read_since_the_oldest_of_its_readings() {
+        let seen = |read_since, read_upto| Seen { read_since, read_upto, ..Seen::default() };
+        let mut watch = Watch { unread_index: names(&["a", "b"]), ..Watch::default() };
+        watch.note_read(&names(&["a", "x"]), at(10));
+        watch.note_all_read(3);
+        assert_eq!(watch.seen, seen(None, 0), "b is unread");
+        assert_eq!(watch.read_index, read(&[("a", 10)]), "nobody has seen x");
+        watch.note_read(&names(&["b"]), at(20));
+        watch.note_all_read(3);
+        assert_eq!(watch.seen, seen(Some(at(10)), 3));
+        // Somebody else read both, and said so late.
+        watch.note_read(&names(&["a", "b"]), at(15));
+        watch.note_all_read(2);
+        assert_eq!(watch.seen, seen(Some(at(15)), 3));
+        assert_eq!(watch.read_index, read(&[("a", 15), ("b", 20)]));
+        // A round says nothing less of what was read since it began.
+        watch.end_round(at(18));
+        watch.note_all_read(4);
+        assert_eq!(watch.read_index, read(&[("a", 18), ("b", 20)]));
+        assert_eq!((watch.seen, watch.round_began_at), (seen(Some(at(18)), 4), Some(at(18))));
+    }
+
+    #[test]
     fn what_was_seen_later_than_now_has_no_age() {
         let seen = |seconds| Evidence {
             grade: Grade::Read,
@@ -297,28 +344,26 @@ mod tests {
         assert!(seen(100).meets(&demand(Some(10)), at(100)));
         assert!(!seen(101).meets(&demand(Some(10)), at(100)));
         assert!(seen(101).meets(&demand(None), at(100)), "that it was read is no matter of age");
-        let watch = Watch { all_read_at: Some(at(101)), ..Watch::default() };
+        let watch = Watch { round_began_at: Some(at(101)), ..Watch::default() };
         assert!(!watch.rests(at(100), Duration::from_secs(1000)));
     }
 
     #[test]
     fn what_was_seen_later_than_now_is_seen_again() {
-        let round = |began| Some(Round { began_at: at(began), upto: 4, after: None });
-        let read_index: BTreeSet<String> = ["index".to_owned()].into();
         let watch = |seconds| Watch {
-            present_at: Some(at(seconds)),
-            present_upto: 4,
-            reading_since: Some(at(seconds)),
-            watched_since: Some(at(seconds)),
-            new_read_upto: 4,
-            all_read_at: Some(at(seconds)),
-            all_read_upto: 4,
-            round: round(seconds),
-            went_on_at: Some(at(seconds)),
-            read_index: read_index.clone(),
+            seen: Seen {
+                present_at: Some(at(seconds)),
+                present_upto: 4,
+                read_since: Some(at(seconds)),
+                read_upto: 4,
+                doubted: [3].into(),
+            },
+            read_index: read(&[("new", seconds), ("old", 50)]),
             unread_index: BTreeSet::new(),
+            round_began_at: Some(at(seconds)),
+            round: Some(Round { began_at: at(seconds), after: None }),
+            went_on_at: Some(at(seconds)),
             walked_upto: 4,
-            doubted: [3].into(),
             doubted_after: 3,
             is_in_doubt: true,
         };
@@ -326,14 +371,20 @@ mod tests {
         known.forget_after(at(100));
         assert_eq!(known, watch(100));
         known.forget_after(at(99));
-        let kept =
-            Watch { is_in_doubt: true, doubted_after: 3, walked_upto: 4, ..Watch::default() };
-        assert_eq!(known, Watch { doubted: [3].into(), unread_index: read_index, ..kept });
+        let kept = Watch {
+            read_index: read(&[("old", 50)]),
+            unread_index: names(&["new"]),
+            walked_upto: 4,
+            doubted_after: 3,
+            is_in_doubt: true,
+            ..Watch::default()
+        };
+        assert_eq!(known, Watch { seen: Seen { doubted: [3].into(), ..Seen::default() }, ..kept });
     }
 
     #[test]
     fn a_proof_counts_beside_what_watching_saw_and_only_a_boot_makes_the_best_grade() {
-        let watch = Watch { present_at: Some(at(50)), present_upto: 10, ..Watch::default() };
+        let seen = Seen { present_at: Some(at(50)), present_upto: 10, ..Seen::default() };
         let drill = |outcome| Some(Drilled { at: at(60), outcome });
         for (read_at, drilled, grade) in [
             (None, None, Grade::Present),
@@ -343,7 +394,7 @@ mod tests {
             (Some(60), drill(DrillOutcome::Booted), Grade::Drilled),
         ] {
             let proven = Proven { read_at: read_at.map(at), drilled };
-            let evidence = watch.evidence(Some(10), &proven);
+            let evidence = seen.evidence(Some(10), &proven);
             assert_eq!(evidence.grade, grade, "{proven:?}");
         }
     }
@@ -381,10 +432,10 @@ mod tests {
     #[test]
     fn a_round_that_ended_early_is_followed_by_the_next_in_time() {
         let month = Duration::from_secs(30 * 86_400);
-        let ended = Watch { all_read_at: Some(at(0)), ..Watch::default() };
+        let ended = Watch { round_began_at: Some(at(0)), ..Watch::default() };
         assert!(ended.rests(at(30 * 86_400 - 1), month));
         assert!(!ended.rests(at(30 * 86_400), month));
-        let round = Some(Round { began_at: at(0), upto: 0, after: None });
+        let round = Some(Round { began_at: at(0), after: None });
         assert!(!Watch { round, ..ended }.rests(at(1), month));
         assert!(!Watch::default().rests(at(0), month));
     }

@@ -56,7 +56,7 @@ pub use id::{
 };
 pub use index::IndexReport;
 pub use list::{BlobIds, BlobList};
-pub use marks::PackDamage;
+pub use marks::{PackDamage, Reading};
 pub use prune::{ForeignLocks, Freed, PruneOptions, PruneReport, Stats};
 pub use random::VolumeReader;
 pub use read::{Listing, SnapshotView, VolumeView};

@@ -1,7 +1,7 @@
-//! What is known against packs and blobs that the index lists: condemned by a prune that
-//! will remove them, or found damaged.
+//! What is known of packs and blobs that the index lists: condemned by a prune that will
+//! remove them, found damaged, or read.
 //!
-//! Invariant: a place with a mark is never deduplicated against, so no new snapshot comes
+//! Invariant: a place with a mark against it is never deduplicated against, so no new snapshot comes
 //! to depend on it. It may still be read from: a condemned pack is whole until it is
 //! removed, and of a damaged one some bytes may be good.
 //!
@@ -20,8 +20,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     backend::{ObjectKind, ObjectName},
     error::EngineError,
-    id::{BlobId, MarkId, PackId},
+    id::{BlobId, IndexId, MarkId, PackId},
     repository::{Indexed, Repository},
+    time::Timestamp,
     vault::Vault,
 };
 
@@ -47,6 +48,21 @@ pub(crate) enum MarkFile {
     Gone { packs: Vec<PackId> },
     /// What a reader found damaged.
     Damaged(PackDamage),
+    /// What a verification read.
+    Read {
+        /// RFC 3339.
+        began_at: String,
+        index: Vec<IndexId>,
+    },
+}
+
+/// What somebody read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// Before anything of it was read.
+    pub began_at: Timestamp,
+    /// Index objects of which every pack was read. What is damaged in them is recorded.
+    pub index: BTreeSet<IndexId>,
 }
 
 /// A pack in which something was found damaged.
@@ -160,7 +176,24 @@ impl StoredMarks {
     pub(crate) fn damage(&self) -> impl Iterator<Item = (MarkId, &PackDamage)> {
         self.files.iter().filter_map(|(id, file)| match &**file {
             MarkFile::Damaged(damage) => Some((*id, damage)),
-            MarkFile::Condemned { .. } | MarkFile::Awaited { .. } | MarkFile::Gone { .. } => None,
+            MarkFile::Condemned { .. }
+            | MarkFile::Awaited { .. }
+            | MarkFile::Gone { .. }
+            | MarkFile::Read { .. } => None,
+        })
+    }
+
+    /// What was read, with the mark that says so. One that names no moment says nothing.
+    fn readings(&self) -> impl Iterator<Item = (MarkId, Reading)> {
+        self.files.iter().filter_map(|(id, file)| match &**file {
+            MarkFile::Read { began_at, index } => {
+                let began_at = Timestamp::parse(began_at).ok()?;
+                Some((*id, Reading { began_at, index: index.iter().copied().collect() }))
+            }
+            MarkFile::Condemned { .. }
+            | MarkFile::Awaited { .. }
+            | MarkFile::Gone { .. }
+            | MarkFile::Damaged(_) => None,
         })
     }
 
@@ -170,7 +203,10 @@ impl StoredMarks {
             .values()
             .flat_map(|file| match &**file {
                 MarkFile::Gone { packs } => packs.as_slice(),
-                MarkFile::Condemned { .. } | MarkFile::Awaited { .. } | MarkFile::Damaged(_) => &[],
+                MarkFile::Condemned { .. }
+                | MarkFile::Awaited { .. }
+                | MarkFile::Damaged(_)
+                | MarkFile::Read { .. } => &[],
             })
             .copied()
     }
@@ -190,7 +226,7 @@ impl StoredMarks {
                 MarkFile::Condemned { packs, .. } | MarkFile::Gone { packs } => {
                     marks.condemned.extend(packs);
                 }
-                MarkFile::Awaited { .. } => {}
+                MarkFile::Awaited { .. } | MarkFile::Read { .. } => {}
                 MarkFile::Damaged(damage) if damage.whole || damage.blobs.is_none() => {
                     marks.damaged_packs.insert(damage.pack);
                 }
@@ -246,6 +282,22 @@ impl Repository<Indexed> {
             self.vault.delete(&ObjectName::Mark(*mark))?;
         }
         self.read_marks().map(drop)
+    }
+
+    /// Tells every process what was read.
+    pub fn record_reading(&self, reading: &Reading) -> Result<(), EngineError> {
+        let (began_at, index) = (reading.began_at.to_string(), reading.index.iter().copied());
+        store(&self.vault, &MarkFile::Read { began_at, index: index.collect() }).map(drop)
+    }
+
+    /// What was read and told of since somebody listened last.
+    pub fn list_readings(&self) -> Result<Vec<(MarkId, Reading)>, EngineError> {
+        Ok(self.state.marks.load(&self.vault)?.readings().collect())
+    }
+
+    /// Takes marks back of readings that somebody has listened to.
+    pub fn forget_readings(&self, heard: &[MarkId]) -> Result<(), EngineError> {
+        heard.iter().try_for_each(|mark| self.vault.delete(&ObjectName::Mark(*mark)))
     }
 
     /// Whether anything is recorded as damaged. A mark that cannot be read is an error.

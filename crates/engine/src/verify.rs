@@ -60,6 +60,12 @@ pub(crate) enum OnDamage {
 }
 
 impl VerifyOptions {
+    /// All of them, one after the other.
+    fn of_all(cancel: &CancelFlag) -> Self {
+        let (threads, cancel) = (NonZeroUsize::MIN, cancel.clone());
+        Self { threads, cancel, after: None, bytes_max: u64::MAX }
+    }
+
     /// Where to go on when nothing was done. No pack is before the first.
     fn same_place(&self) -> Option<PackId> {
         self.after.or(Some(PackId([0; 32])))
@@ -83,6 +89,9 @@ pub struct VerifyOutcome {
     /// What is wrong with keys, index objects, snapshots, marks. All of them are read in
     /// every walk, since they are few.
     pub problems: Vec<Problem>,
+    /// Of a walk with keys the index objects that were there before and after it. Of each
+    /// every pack was verified, as far as the walk went.
+    pub index: BTreeSet<IndexId>,
     /// The last pack verified, when there are more; `None` when the walk reached the end.
     pub next: Option<PackId>,
 }
@@ -167,7 +176,10 @@ impl Repository<Indexed> {
             outcome.problems.push(Problem { object, what });
         }
         let record = OnDamage::Record;
-        self.verify_packs(&catalogue, &|_, _| true, record, options, outcome, progress)
+        let outcome =
+            self.verify_packs(&catalogue, &|_, _| true, record, options, outcome, progress)?;
+        // A pack that is gone together with its index object passes for pruned.
+        Ok(VerifyOutcome { index: self.still_there(&catalogue.index)?, ..outcome })
     }
 
     /// What index and store say of packs now, for [`Self::find_misfits`] and
@@ -220,12 +232,7 @@ impl Repository<Indexed> {
             }
         }
         self.record_all(&found[recorded..])?;
-        let options = VerifyOptions {
-            threads: NonZeroUsize::MIN,
-            cancel: cancel.clone(),
-            after: None,
-            bytes_max: u64::MAX,
-        };
+        let options = VerifyOptions::of_all(cancel);
         let (record, outcome) = (OnDamage::Record, VerifyOutcome::default());
         let outcome =
             self.verify_these(there, catalogue, record, &options, outcome, &NoProgress)?;
@@ -251,13 +258,19 @@ impl Repository<Indexed> {
 
     /// Whether these index objects are there.
     pub fn are_there(&self, objects: &BTreeSet<IndexId>) -> Result<bool, EngineError> {
+        Ok(self.still_there(objects)?.len() == objects.len())
+    }
+
+    /// Those of these index objects that are there. What the list leaves out is asked for.
+    fn still_there(&self, objects: &BTreeSet<IndexId>) -> Result<BTreeSet<IndexId>, EngineError> {
         let listed: BTreeSet<_> = index::list_objects(&self.vault)?.into_iter().collect();
+        let mut there: BTreeSet<_> = objects.intersection(&listed).copied().collect();
         for id in objects.difference(&listed) {
-            if !self.vault.exists(&ObjectName::Index(*id))? {
-                return Ok(false);
+            if self.vault.exists(&ObjectName::Index(*id))? {
+                there.insert(*id);
             }
         }
-        Ok(true)
+        Ok(there)
     }
 
     /// The walk over packs alone, of those that are wanted.
@@ -298,12 +311,7 @@ impl Repository<Indexed> {
         let catalogue = self.take_inventory()?.catalogue;
         let listed = catalogue.packs.get_key_value(&suspect);
         let packs = listed.map(|(id, listed)| (*id, listed.bytes)).into_iter().collect();
-        let options = VerifyOptions {
-            threads: NonZeroUsize::MIN,
-            cancel: cancel.clone(),
-            after: None,
-            bytes_max: u64::MAX,
-        };
+        let options = VerifyOptions::of_all(cancel);
         let (record, outcome) = (OnDamage::Record, VerifyOutcome::default());
         self.verify_these(packs, &catalogue, record, &options, outcome, &NoProgress).map(Some)
     }

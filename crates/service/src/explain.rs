@@ -69,7 +69,7 @@ impl App {
     ) -> Result<Vec<Explained<RestorePlan>>, Error> {
         let parts = &self.parts;
         let outlooks = parts.look_out(context, questions, &mut facts).await;
-        let watch = parts.store.find_watch(context.project()).await?;
+        let seen = parts.store.find_seen(context.project()).await?;
         let ids = distinct(questions.iter().map(|question| &question.item));
         let proven = parts.store.find_proven(context.project(), &ids).await?;
         let (at, project) = (parts.clock.now(), context.project());
@@ -80,7 +80,7 @@ impl App {
             let estimate = bytes.map(|bytes| parts.restore_pace.estimate(project, bytes));
             let evidence = facts.item.seen().map(|item| {
                 let proven = proven.get(&item.id).copied().unwrap_or_default();
-                watch.evidence(item.sequence, &proven)
+                seen.evidence(item.sequence, &proven)
             });
             Explained { explanation, estimate, evidence, plan: None, at }
         };

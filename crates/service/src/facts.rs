@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use kedge_core::checkpoint::{Item, SnapshotRef};
-use kedge_core::evidence::{Demand, Evidence, Watch};
+use kedge_core::evidence::{Demand, Evidence, Seen};
 use kedge_core::fact::{Fact, Unknown};
 use kedge_core::ids::{ItemId, JobId, ProjectId, ServerId, VolumeId};
 use kedge_core::job::ClaimKind;
@@ -56,14 +56,14 @@ impl<'a> Asker<'a> {
 /// What watching and proving tell of items, and what is demanded.
 struct Proofs {
     demand: Demand,
-    watch: Watch,
+    seen: Seen,
     proven: HashMap<ItemId, Proven>,
 }
 
 impl Proofs {
     fn evidence(&self, item: &Item) -> Evidence {
         let proven = self.proven.get(&item.id).copied().unwrap_or_default();
-        self.watch.evidence(item.sequence, &proven)
+        self.seen.evidence(item.sequence, &proven)
     }
 }
 
@@ -144,9 +144,9 @@ impl Parts {
         demand: Option<Demand>,
     ) -> Result<Option<Proofs>, StoreError> {
         let Some(demand) = demand else { return Ok(None) };
-        let watch = self.store.find_watch(project).await?;
+        let seen = self.store.find_seen(project).await?;
         let proven = self.store.find_proven(project, ids).await?;
-        Ok(Some(Proofs { demand, watch, proven }))
+        Ok(Some(Proofs { demand, seen, proven }))
     }
 
     /// Facts for questions about servers, one per question and in their order.

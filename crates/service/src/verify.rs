@@ -1,13 +1,16 @@
 //! Reading back what repositories hold, and recording what is damaged.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use kedge_core::ids::ProjectId;
+use kedge_core::time::Timestamp;
 use kedge_engine::{
-    Closed, EngineError, Listed, ObjectKind, Progress, Repository, VerifyOptions, VerifyOutcome,
+    Closed, EngineError, IndexId, Listed, ObjectKind, Progress, Reading, Repository, VerifyOptions,
+    VerifyOutcome,
 };
 
-use crate::repositories::{Repositories, RepositoryError, blocking};
+use crate::repositories::{Repositories, RepositoryError, blocking, engine_time};
 
 impl Repositories {
     /// Verifies without any key that every object has the hash it is named by.
@@ -45,6 +48,19 @@ impl Repositories {
             Ok(outcome)
         })
         .await
+    }
+
+    /// Tells whoever watches over the repository that every pack of these index objects was
+    /// verified after a moment, so that it counts as evidence and need not be done again.
+    pub async fn record_reading(
+        &self,
+        project: &ProjectId,
+        began_at: Timestamp,
+        index: BTreeSet<IndexId>,
+    ) -> Result<(), RepositoryError> {
+        let repository = self.get(project).await?;
+        let reading = Reading { began_at: engine_time(began_at), index };
+        blocking(move || repository.record_reading(&reading)).await
     }
 
     /// How many bytes of packs the project's repository has, for who watches.

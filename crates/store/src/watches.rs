@@ -1,12 +1,20 @@
 //! How far reading back each project's repository has come.
 
-use kedge_core::evidence::Watch;
+use kedge_core::evidence::{Seen, Watch};
 use kedge_core::ids::ProjectId;
 use kedge_core::time::Timestamp;
+use serde::Deserialize;
 
 use crate::codec::{from_json, to_json};
 use crate::db::Store;
 use crate::error::Result;
+
+/// What is read of states of any form.
+#[derive(Debug, Deserialize)]
+struct Doubt {
+    #[serde(default, alias = "lost_index")]
+    is_in_doubt: bool,
+}
 
 impl Store {
     /// How far it has come; as if nothing was ever read where nothing is recorded.
@@ -15,15 +23,35 @@ impl Store {
     /// The catalogue does not answer.
     pub async fn find_watch(&self, project: &ProjectId) -> Result<Watch> {
         let mut tx = self.read_one().await?;
-        let row: Option<(String,)> = tx
-            .query_as("SELECT state FROM watches WHERE project_id = $1")
+        let row: Option<(String, Option<String>)> = tx
+            .query_as("SELECT state, seen FROM watches WHERE project_id = $1")
             .bind(project.as_str().to_owned())
             .fetch_optional(tx.conn())
             .await?;
-        row.map_or_else(
-            || Ok(Watch::default()),
-            |(state,)| from_json("watch", project.as_str(), &state),
-        )
+        match row {
+            None => Ok(Watch::default()),
+            Some((state, Some(_))) => from_json("watch", project.as_str(), &state),
+            Some((state, None)) => {
+                let Doubt { is_in_doubt } = from_json("watch", project.as_str(), &state)?;
+                Ok(Watch { is_in_doubt, ..Watch::default() })
+            }
+        }
+    }
+
+    /// What follows from it for backups, and costs the same in large repositories as in small
+    /// ones.
+    ///
+    /// # Errors
+    /// The catalogue does not answer.
+    pub async fn find_seen(&self, project: &ProjectId) -> Result<Seen> {
+        let mut tx = self.read_one().await?;
+        let row: Option<(Option<String>,)> = tx
+            .query_as("SELECT seen FROM watches WHERE project_id = $1")
+            .bind(project.as_str().to_owned())
+            .fetch_optional(tx.conn())
+            .await?;
+        row.and_then(|(seen,)| seen)
+            .map_or_else(|| Ok(Seen::default()), |seen| from_json("watch", project.as_str(), &seen))
     }
 
     /// Projects in whose repositories something is lost that no record of damage names, or of
@@ -38,7 +66,7 @@ impl Store {
             .fetch_all(tx.conn())
             .await?;
         let is_in_doubt = |(project, state): &(String, String)| {
-            from_json::<Watch>("watch", project, state).map_or(true, |watch| watch.is_in_doubt)
+            from_json::<Doubt>("watch", project, state).map_or(true, |doubt| doubt.is_in_doubt)
         };
         let in_doubt = rows.into_iter().filter(is_in_doubt);
         Ok(in_doubt.map(|(project, _)| ProjectId::new(project)).collect())
@@ -56,11 +84,12 @@ impl Store {
     ) -> Result<()> {
         let mut tx = self.write().await?;
         tx.query(
-            "INSERT INTO watches (project_id, state, updated_at) VALUES ($1, $2, $3) \
-             ON CONFLICT (project_id) DO UPDATE SET state = $2, updated_at = $3",
+            "INSERT INTO watches (project_id, state, seen, updated_at) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (project_id) DO UPDATE SET state = $2, seen = $3, updated_at = $4",
         )
         .bind(project.as_str().to_owned())
         .bind(to_json(watch)?)
+        .bind(to_json(&watch.seen)?)
         .bind(now.as_micros())
         .execute(tx.conn())
         .await?;
@@ -70,21 +99,50 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use kedge_core::evidence::Grade;
-    use kedge_core::proof::Proven;
-
     use super::*;
 
-    /// Rows of 0.1 before sequences were kept.
-    #[test]
-    fn what_was_recorded_by_times_alone_covers_no_backup() {
-        let old = r#"{"present_at": 50, "watched_since": 5, "new_read_at": 40, "all_read_at": 20,
-            "round": {"began_at": 30, "after": null}, "read_index": [], "lost_index": true}"#;
-        let watch: Watch = from_json("watch", "p", old).unwrap();
-        assert_eq!(watch.evidence(Some(1), &Proven::default()).grade, Grade::Recorded);
-        assert!(watch.is_in_doubt, "what is lost stays lost");
-        assert_eq!(watch.round.map(|round| round.upto), Some(0));
+    /// Rows from before readings were noted by index object.
+    #[tokio::test]
+    async fn of_states_of_an_older_form_only_what_is_lost_counts() {
+        let store = Store::open_in_memory().await.unwrap();
+        let (project, now) = (ProjectId::new("p"), Timestamp::from_micros(1));
+        store.save_watch(&project, &Watch::default(), now).await.unwrap();
+        for (is_in_doubt, old) in [
+            (
+                true,
+                r#"{"present_at": 50, "all_read_at": 20, "read_index": [], "lost_index": true}"#,
+            ),
+            (true, r#"{"walked_upto": 7, "read_index": ["a"], "is_in_doubt": true}"#),
+            (false, r#"{"walked_upto": 7, "read_index": ["a"], "is_in_doubt": false}"#),
+        ] {
+            let mut tx = store.write().await.unwrap();
+            tx.query("UPDATE watches SET state = $1, seen = NULL")
+                .bind(old.to_owned())
+                .execute(tx.conn())
+                .await
+                .unwrap();
+            tx.commit().await.unwrap();
+            let expected = Watch { is_in_doubt, ..Watch::default() };
+            assert_eq!(store.find_watch(&project).await.unwrap(), expected);
+            assert_eq!(store.find_seen(&project).await.unwrap(), Seen::default());
+            let doubted = if is_in_doubt { vec![project.clone()] } else { Vec::new() };
+            assert_eq!(store.list_in_doubt().await.unwrap(), doubted);
+        }
     }
+
+    #[tokio::test]
+    async fn what_was_seen_is_what_the_watch_saw() {
+        let store = Store::open_in_memory().await.unwrap();
+        let (project, now) = (ProjectId::new("p"), Timestamp::from_micros(1));
+        assert_eq!(store.find_watch(&project).await.unwrap(), Watch::default());
+        assert_eq!(store.find_seen(&project).await.unwrap(), Seen::default());
+        let seen = Seen { read_since: Some(now), read_upto: 3, ..Seen::default() };
+        let watch = Watch { seen: seen.clone(), walked_upto: 3, ..Watch::default() };
+        store.save_watch(&project, &watch, now).await.unwrap();
+        assert_eq!(store.find_watch(&project).await.unwrap(), watch);
+        assert_eq!(store.find_seen(&project).await.unwrap(), seen);
+    }
+
     #[tokio::test]
     async fn what_cannot_be_told_of_a_repository_is_doubted() {
         let store = Store::open_in_memory().await.unwrap();

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use kedge_core::checkpoint::{
     Checkpoint, Item, Method, SnapshotRef, SourceServer, StoredVolume, Trigger, VolumeBackup,
 };
-use kedge_core::evidence::Watch;
+use kedge_core::evidence::{self, Watch};
 use kedge_core::ids::{CheckpointId, ItemId, JobId, ProjectId, ServerId, VolumeBackupId, VolumeId};
 use kedge_core::resource::{Encryption, Hardware, ServerKind, VolumeRole};
 use kedge_core::status::ItemStatus;
@@ -168,7 +168,8 @@ async fn fill(dir: &Path, items: u64) -> Outcome<()> {
             number = end;
         }
         // The snapshots name nothing, so their lists are not to be walked.
-        let watch = Watch { walked_upto: each, new_read_upto: each, ..Watch::default() };
+        let seen = evidence::Seen { read_upto: each, ..evidence::Seen::default() };
+        let watch = Watch { seen, walked_upto: each, ..Watch::default() };
         let (owner, at) = (ProjectId::new(project(project_number)), Timestamp::from_micros(0));
         store.save_watch(&owner, &watch, at).await?;
         let repository = dir.join("state/repositories").join(project(project_number));

@@ -606,7 +606,10 @@ impl Run<'_> {
         }
         let is_done = |file: &MarkFile| match file {
             MarkFile::Condemned { packs, .. } => packs.iter().all(|pack| doomed.contains(pack)),
-            MarkFile::Awaited { .. } | MarkFile::Gone { .. } | MarkFile::Damaged(_) => false,
+            MarkFile::Awaited { .. }
+            | MarkFile::Gone { .. }
+            | MarkFile::Damaged(_)
+            | MarkFile::Read { .. } => false,
         };
         let done: HashSet<_> = ready
             .marks
@@ -621,6 +624,7 @@ impl Run<'_> {
                 }
                 MarkFile::Damaged(damage) => doomed.contains(&damage.pack),
                 MarkFile::Gone { .. } => obsolete.contains(id),
+                MarkFile::Read { .. } => false,
             };
             if is_obsolete {
                 self.permit()?;
@@ -651,14 +655,20 @@ impl Run<'_> {
 fn awaited(file: &MarkFile) -> Option<MarkId> {
     match file {
         MarkFile::Awaited { mark, .. } => Some(*mark),
-        MarkFile::Condemned { .. } | MarkFile::Gone { .. } | MarkFile::Damaged(_) => None,
+        MarkFile::Condemned { .. }
+        | MarkFile::Gone { .. }
+        | MarkFile::Damaged(_)
+        | MarkFile::Read { .. } => None,
     }
 }
 
 fn gone(stored: &StoredMarks) -> HashSet<PackId> {
     let packs = |file: &MarkFile| match file {
         MarkFile::Gone { packs } => packs.clone(),
-        MarkFile::Condemned { .. } | MarkFile::Awaited { .. } | MarkFile::Damaged(_) => Vec::new(),
+        MarkFile::Condemned { .. }
+        | MarkFile::Awaited { .. }
+        | MarkFile::Damaged(_)
+        | MarkFile::Read { .. } => Vec::new(),
     };
     stored.files.values().flat_map(|file| packs(file)).collect()
 }

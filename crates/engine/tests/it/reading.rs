@@ -12,8 +12,8 @@ use std::{
 use kedge_engine::{
     Backend, BackendError, CancelFlag, EngineError, Extent, ExtentKind, Gate, Listed, Listing,
     MemoryBackend, NoProgress, ObjectKind, ObjectName, OpenGate, PackDamage, PackId, Progress,
-    Repository, RestoreCursor, Resume, Sink, SinkError, SnapshotId, Source, SourceError, Stopped,
-    VerifyOptions, VerifyOutcome,
+    Reading, Repository, RestoreCursor, Resume, Sink, SinkError, SnapshotId, Source, SourceError,
+    Stopped, Timestamp, VerifyOptions, VerifyOutcome,
 };
 
 use crate::support::{
@@ -509,6 +509,59 @@ fn damage_is_on_record_before_the_next_pack_is_read() {
     let outcome = repo.verify(&options, &asking).unwrap();
     assert_eq!(outcome.damaged.len(), all.len());
     assert_eq!(asking.recorded.into_inner().unwrap(), Vec::from_iter(1..=all.len()));
+}
+
+/// Does something when the first pack has been read.
+struct Meanwhile<F>(Mutex<Option<F>>);
+
+impl<F: FnOnce() + Send> Progress for Meanwhile<F> {
+    fn advance(&self, _bytes: u64) {
+        let act = self.0.lock().unwrap().take();
+        act.into_iter().for_each(|act| act());
+    }
+}
+
+/// A pack whose index object came or went meanwhile may not have been read.
+#[test]
+fn a_walk_names_the_index_objects_that_were_there_all_the_time() {
+    let (backend, repo, _, _) = several_packs();
+    let one = Disk::new(noise(3, MIB));
+    back_up(&repo, &one, None, &store_options(), "two").unwrap();
+    let objects = || repo.take_inventory().unwrap().index_objects().clone();
+    let before = objects();
+    assert!(before.len() > 1);
+    assert_eq!(verify(&repo).index, before);
+    let lost = *before.first().unwrap();
+    let meanwhile = Meanwhile(Mutex::new(Some(|| {
+        let another = Disk::new(noise(4, MIB));
+        back_up(&repo, &another, None, &store_options(), "three").unwrap();
+        backend.delete(&ObjectName::Index(lost)).unwrap();
+    })));
+    let outcome = repo.verify(&verify_options(), &meanwhile).unwrap();
+    let kept: BTreeSet<_> = before.iter().copied().filter(|id| *id != lost).collect();
+    assert_eq!(outcome.index, kept);
+    assert!(objects().len() > kept.len(), "the new one is there");
+}
+
+#[test]
+fn what_one_process_read_another_hears_of_until_it_says_so() {
+    let (backend, repo, id, _) = several_packs();
+    let index = verify(&repo).index;
+    let reading = Reading { began_at: Timestamp::from_micros(1_000_001), index };
+    let later = Reading { began_at: Timestamp::from_micros(2_000_002), index: BTreeSet::new() };
+    repo.record_reading(&reading).unwrap();
+    repo.record_reading(&later).unwrap();
+    let other = open(backend as Arc<dyn Backend>).unwrap();
+    let mut heard = other.list_readings().unwrap();
+    heard.sort_by_key(|(_, told)| told.began_at);
+    let (marks, told): (Vec<_>, Vec<_>) = heard.into_iter().unzip();
+    assert_eq!(told, [reading, later]);
+    // They speak against nothing.
+    assert!(!other.has_damage().unwrap());
+    assert_eq!(verify(&other).refuted, []);
+    assert!(other.is_whole(id, &CancelFlag::new()).unwrap());
+    other.forget_readings(&marks).unwrap();
+    assert_eq!(repo.list_readings().unwrap(), []);
 }
 
 #[test]

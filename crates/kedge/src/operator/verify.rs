@@ -1,22 +1,26 @@
 //! `kedge repo verify`: reads back what is stored, in slices, and notes after each how far
 //! it came.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use kedge_core::ids::ProjectId;
-use kedge_engine::{CancelFlag, ObjectName, PackId, VerifyOutcome};
+use kedge_core::ports::Clock as _;
+use kedge_core::time::Timestamp;
+use kedge_engine::{CancelFlag, IndexId, ObjectName, PackId, VerifyOutcome};
 use kedge_service::repositories::{Repositories, RepositoryError};
 use serde_json::json;
 
-use super::cursor::{Cursor, Kind};
+use super::cursor::{Cursor, Kind, Place};
 use super::pacing::Paced;
 use super::repo::{cancel_when_told, chosen};
 use super::report::{Form, Outcome, Progress, Report};
-use super::{Found, require_owner, without_catalogue, without_key};
+use super::{Found, note, require_owner, without_catalogue, without_key};
 use crate::arguments::VerifyOptions;
 use crate::config::Checked;
 use crate::failure::Failure;
+use crate::outside::SystemClock;
 
 /// How much is verified between two notes: index and snapshots are read anew each time, and
 /// of a kill it costs no more than this.
@@ -55,17 +59,20 @@ impl Walk<'_> {
         let all_bytes = self.repositories.packs_bytes(project).await.map_err(text)?;
         let kind = if self.options.keyless { Kind::Keyless } else { Kind::Keyed };
         let cursor = Cursor::of(&self.config.state_dir, project, kind);
-        let begun_after = if self.options.from_start { None } else { cursor.read() };
+        let begun = cursor.read().filter(|_| !self.options.from_start);
+        let begun_after = begun.as_ref().and_then(|place| place.after);
+        let began_at = SystemClock.now();
+        let mut place = begun.unwrap_or(Place { after: None, began_at, index: None });
         let budget = self.options.budget.unwrap_or(u64::MAX);
         let shown = Progress::begin_bytes(form, "verifying", project, all_bytes.min(budget));
         let paced = Paced::new(shown.clone(), self.options.limit_rate, self.cancel.clone());
         let progress = Arc::new(paced);
-        let (mut after, mut total) = (begun_after, VerifyOutcome::default());
+        let mut total = VerifyOutcome::default();
         let walked = loop {
             let options = kedge_engine::VerifyOptions {
                 threads: self.threads(),
                 cancel: self.cancel.clone(),
-                after,
+                after: place.after,
                 bytes_max: budget.saturating_sub(total.read_bytes).min(SLICE_BYTES),
             };
             let slice = match self.options.keyless {
@@ -76,25 +83,47 @@ impl Walk<'_> {
                 Ok(slice) => slice,
                 Err(error) => break Err(error.to_string()),
             };
-            after = slice.next;
-            if let Err(error) = cursor.write(after) {
+            place.go_on(&slice);
+            let noted = match place.after {
+                Some(_) => cursor.write(Some(&place)),
+                None => cursor.write(None),
+            };
+            if let Err(error) = noted {
                 break Err(format!("noting how far it came: {error}"));
             }
             add_up(&mut total, slice);
-            let is_over = after.is_none() || total.read_bytes >= budget;
+            let is_over = place.after.is_none() || total.read_bytes >= budget;
             if is_over || self.cancel.is_cancelled() {
                 break Ok(());
             }
         };
         shown.end();
-        walked.map(|()| self.told(total, begun_after))
+        walked?;
+        let evidence_since = self.tell_evidence(project, place).await;
+        Ok(self.told(total, begun_after, evidence_since))
+    }
+
+    /// What was verified from the start to the end, in however many calls, counts as evidence;
+    /// since when.
+    async fn tell_evidence(&self, project: &ProjectId, place: Place) -> Option<Timestamp> {
+        let is_evidence = place.after.is_none() && !self.options.keyless;
+        let index = place.index.filter(|_| is_evidence)?;
+        let told = self.repositories.record_reading(project, place.began_at, index).await;
+        told.inspect_err(|error| note(&format!("this will not count as evidence: {error}")))
+            .ok()?;
+        Some(place.began_at)
     }
 
     fn threads(&self) -> NonZeroUsize {
         NonZeroUsize::new(self.config.settings.mover_threads).unwrap_or(NonZeroUsize::MIN)
     }
 
-    fn told(&self, total: VerifyOutcome, begun_after: Option<PackId>) -> Outcome {
+    fn told(
+        &self,
+        total: VerifyOutcome,
+        begun_after: Option<PackId>,
+        evidence_since: Option<Timestamp>,
+    ) -> Outcome {
         let is_complete = total.next.is_none() && !self.cancel.is_cancelled();
         let extent = match (is_complete, begun_after) {
             (true, None) => "all of it",
@@ -126,8 +155,19 @@ impl Walk<'_> {
             "next_after": total.next.map(|pack| pack.to_string()),
             "damaged": total.damaged,
             "recorded": !self.options.keyless,
+            "evidence_since": evidence_since.map(|since| since.to_string()),
         });
         Outcome::new(summary, fields).with_problems(wrong)
+    }
+}
+
+impl Place {
+    /// Of what was there at the start that stays which was there all the time.
+    fn go_on(&mut self, slice: &VerifyOutcome) {
+        self.after = slice.next;
+        let still =
+            |before: BTreeSet<IndexId>| before.intersection(&slice.index).copied().collect();
+        self.index = Some(self.index.take().map_or_else(|| slice.index.clone(), still));
     }
 }
 
@@ -144,4 +184,29 @@ fn add_up(total: &mut VerifyOutcome, slice: VerifyOutcome) {
         }
     }
     total.next = slice.next;
+}
+
+#[cfg(test)]
+mod tests {
+    use kedge_core::time::Timestamp;
+
+    use super::*;
+
+    /// Packs that an index object lists which came later may lie before where the walk was.
+    #[test]
+    fn of_a_verification_in_slices_counts_what_was_there_in_all_of_them() {
+        let id = |digit: &str| digit.repeat(64);
+        let index = |digits: &[&str]| digits.iter().map(|one| id(one).parse().unwrap()).collect();
+        let mut place = Place { after: None, began_at: Timestamp::from_micros(1), index: None };
+        for (there, next, counts) in [
+            (&["1", "2"][..], Some("a"), &["1", "2"][..]),
+            (&["2", "3"], Some("b"), &["2"]),
+            (&["1", "2", "3"], None, &["2"]),
+        ] {
+            let next = next.map(|digit| id(digit).parse().unwrap());
+            place.go_on(&VerifyOutcome { index: index(there), next, ..VerifyOutcome::default() });
+            assert_eq!(place.after, next);
+            assert_eq!(place.index, Some(index(counts)));
+        }
+    }
 }

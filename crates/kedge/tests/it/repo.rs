@@ -243,6 +243,7 @@ fn verifying_goes_on_where_it_ended_and_reaches_every_pack_once() {
         let packs = whole["packs"].as_u64().unwrap();
         assert!(packs > 2, "{whole}");
         assert_eq!((&whole["complete"], &whole["next_after"]), (&json!(true), &Value::Null));
+        assert_eq!(whole["evidence_since"].is_string(), kind.is_empty(), "{whole}");
         let (mut after, mut seen) = (Value::Null, 0);
         while seen < packs {
             let part = verify(&[kind, &["--budget", "1B"]].concat());
@@ -250,6 +251,8 @@ fn verifying_goes_on_where_it_ended_and_reaches_every_pack_once() {
             assert!(part["packs"].as_u64().unwrap() > 0, "{part}");
             seen += part["packs"].as_u64().unwrap();
             assert_eq!(part["complete"], json!(seen == packs), "{part}");
+            let is_evidence = seen == packs && kind.is_empty();
+            assert_eq!(part["evidence_since"].is_string(), is_evidence, "{part}");
             after = part["next_after"].clone();
         }
         assert_eq!(seen, packs);

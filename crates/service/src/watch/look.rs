@@ -107,7 +107,7 @@ impl Parts {
         for problem in &inventory.problems {
             tracing::error!(project.id = ?project, "{} {}", problem.object, problem.what);
         }
-        let is_harmed = !watch.doubted.is_subset(&cleared) || !inventory.problems.is_empty();
+        let is_harmed = !watch.seen.doubted.is_subset(&cleared) || !inventory.problems.is_empty();
         watch.is_in_doubt = is_harmed || (watch.is_in_doubt && watch.walked_upto < latest);
         if watch.is_in_doubt && !self.repositories.wholeness.is_in_doubt(project) {
             self.note_doubt(project, &watch).await?;
@@ -124,7 +124,7 @@ impl Parts {
         let (shared, listed) = (Arc::clone(&repository), inventory.clone());
         // A pack that is gone together with the index object passes for pruned.
         if blocking(move || shared.are_there(listed.index_objects())).await? {
-            (watch.present_at, watch.present_upto) = (Some(at), upto);
+            (watch.seen.present_at, watch.seen.present_upto) = (Some(at), upto);
         }
         self.store.save_watch(project, &watch, at).await?;
         if !watch.is_in_doubt {
@@ -154,8 +154,8 @@ impl Walk<'_> {
     /// Some in one look, and others in the next.
     async fn walk_doubted(&mut self, watch: &mut Watch) -> Result<(), RepositoryError> {
         let after = watch.doubted_after;
-        let later = watch.doubted.range((Bound::Excluded(after), Bound::Unbounded));
-        let in_turn = later.chain(watch.doubted.range(..=after)).copied();
+        let later = watch.seen.doubted.range((Bound::Excluded(after), Bound::Unbounded));
+        let in_turn = later.chain(watch.seen.doubted.range(..=after)).copied();
         let walked = in_turn.filter(|place| *place <= watch.walked_upto);
         let turn: Vec<u64> = walked.take(AGAIN_MAX).collect();
         let Some(last) = turn.last().copied() else { return Ok(()) };
@@ -163,7 +163,7 @@ impl Walk<'_> {
         let rows = self.parts.store.find_snapshots(self.project, &turn).await?;
         let there: BTreeSet<u64> = rows.iter().map(|(place, _)| *place).collect();
         // A backup that was deleted is in nobody's way.
-        watch.doubted.retain(|place| !turn.contains(place) || there.contains(place));
+        watch.seen.doubted.retain(|place| !turn.contains(place) || there.contains(place));
         for page in rows.chunks(PAGE as usize) {
             self.walk_page(watch, page).await?;
         }
@@ -212,16 +212,17 @@ impl Walk<'_> {
         let (shared, cancel) = (Arc::clone(self.repository), self.cancel.clone());
         let (listings, index) = blocking(move || shared.find_listed(&ids, &cancel)).await?;
         let seen = index.iter().map(ToString::to_string);
-        watch.unread_index.extend(seen.filter(|seen| !watch.read_index.contains(seen)));
+        let is_new = |seen: &String| !watch.read_index.contains_key(seen);
+        watch.unread_index.extend(seen.filter(is_new));
         let mut is_harmed = false;
         for (place, listing) in places.into_iter().zip(listings) {
             if listing == Listing::Whole {
-                self.cleared.extend(Some(place).filter(|place| watch.doubted.contains(place)));
+                self.cleared.extend(Some(place).filter(|place| watch.seen.doubted.contains(place)));
                 continue;
             }
             self.has_partial |= listing == Listing::Partial;
             is_harmed = true;
-            watch.doubted.insert(place);
+            watch.seen.doubted.insert(place);
         }
         // Each time anew: what was walked between two looks may have been whole just then.
         if is_harmed {

@@ -127,6 +127,7 @@ impl Parts {
     ) -> Result<(), RepositoryError> {
         let mut look = self.look_over(project, cancel, watched).await?;
         let run = read::Run { parts: self, project, cancel };
+        run.hear_readings(&mut look).await?;
         if !run.read_new(&mut look, turn, watched).await? {
             watched.behind.insert(project.clone());
             return Ok(());

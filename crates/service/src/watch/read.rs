@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use kedge_core::evidence::Round;
 use kedge_core::ids::ProjectId;
+use kedge_core::time::Timestamp;
 use kedge_engine::layer::Bucket;
 use kedge_engine::{
-    CancelFlag, EngineError, IndexId, PackId, Progress, SnapshotId, VerifyOptions, VerifyOutcome,
+    CancelFlag, EngineError, IndexId, PackId, Progress, Reading, SnapshotId, VerifyOptions,
+    VerifyOutcome,
 };
 
 use super::look::Look;
@@ -81,7 +83,6 @@ impl Run<'_> {
         watched: &mut Watched,
     ) -> Result<bool, RepositoryError> {
         let mut read_bytes = 0;
-        let began_at = *look.watch.reading_since.get_or_insert(look.at);
         for Batch { objects, bytes } in self.batches(look, turn.bytes).await? {
             // The first of a turn is read, however long that takes: else none ever would be.
             let is_over = read_bytes > 0 && self.parts.clock.monotonic() >= turn.until;
@@ -89,19 +90,41 @@ impl Run<'_> {
                 return Ok(false);
             }
             read_bytes += bytes;
-            for object in objects.iter().map(ToString::to_string) {
-                look.watch.unread_index.remove(&object);
-                look.watch.read_index.insert(object);
-            }
+            let names: Vec<_> = objects.iter().map(ToString::to_string).collect();
+            look.watch.note_read(&names, look.at);
             self.save(look).await?;
         }
-        look.watch.watched_since = look.watch.watched_since.or(Some(began_at));
-        look.watch.reading_since = None;
-        look.watch.new_read_upto = look.watch.new_read_upto.max(look.upto);
+        look.watch.note_all_read(look.upto);
         // All that they name was looked for and read, now that it is listed.
-        look.watch.doubted.retain(|place| !look.cleared.contains(place));
+        look.watch.seen.doubted.retain(|place| !look.cleared.contains(place));
         self.save(look).await?;
         Ok(true)
+    }
+
+    /// What `kedge repo verify` read need not be read again. Heard again, where this is cut off
+    /// or the store deletes nothing, it says the same.
+    pub(super) async fn hear_readings(&self, look: &mut Look) -> Result<(), RepositoryError> {
+        let shared = Arc::clone(&look.repository);
+        let readings = blocking(move || shared.list_readings()).await?;
+        if readings.is_empty() {
+            return Ok(());
+        }
+        let now = self.parts.clock.now();
+        for (_, Reading { began_at, index }) in &readings {
+            let began_at = Timestamp::from_micros(began_at.as_micros());
+            // One that a wrong clock dates later than now is of no age.
+            if began_at <= now {
+                let names: Vec<_> = index.iter().map(ToString::to_string).collect();
+                look.watch.note_read(&names, began_at);
+            }
+        }
+        self.save(look).await?;
+        let heard: Vec<_> = readings.into_iter().map(|(mark, _)| mark).collect();
+        let shared = Arc::clone(&look.repository);
+        if let Err(error) = blocking(move || shared.forget_readings(&heard)).await {
+            tracing::warn!(project.id = ?self.project, "readings heard of stay: {error}");
+        }
+        Ok(())
     }
 
     /// Goes on with the round through everything, or begins one.
@@ -116,7 +139,7 @@ impl Run<'_> {
             return Ok(());
         }
         let share = look.watch.share_bytes(now, look.inventory.bytes(), period);
-        let anew = || Round { began_at: look.at, upto: look.upto, after: None };
+        let anew = || Round { began_at: look.at, after: None };
         let round = look.watch.round.take().unwrap_or_else(anew);
         let after: Option<PackId> = round.after.as_ref().and_then(|id| id.parse().ok());
         let options = self.options(after, share);
@@ -126,8 +149,8 @@ impl Run<'_> {
             _ if !self.are_all_there(look).await? => look.watch.round = Some(round),
             Some(last) => look.watch.round = Some(Round { after: Some(last.to_string()), ..round }),
             None => {
-                (look.watch.all_read_at, look.watch.all_read_upto) =
-                    (Some(round.began_at), round.upto);
+                look.watch.end_round(round.began_at);
+                look.watch.note_all_read(look.upto);
             }
         }
         self.save(look).await
@@ -137,7 +160,7 @@ impl Run<'_> {
     /// a turn of so many bytes goes, then the others.
     async fn batches(&self, look: &Look, bytes_max: u64) -> Result<Vec<Batch>, RepositoryError> {
         let index = look.inventory.index_objects().iter();
-        let is_unread = |id: &&IndexId| !look.watch.read_index.contains(&id.to_string());
+        let is_unread = |id: &&IndexId| !look.watch.read_index.contains_key(&id.to_string());
         let mut unread: BTreeSet<IndexId> = index.filter(is_unread).copied().collect();
         if unread.is_empty() {
             return Ok(Vec::new());
@@ -161,7 +184,7 @@ impl Run<'_> {
 
     async fn find_urgent(&self, look: &Look) -> Result<Vec<SnapshotId>, RepositoryError> {
         let (store, first) = (&self.parts.store, self.parts.settings.verify.first.as_ref());
-        let after = look.watch.new_read_upto;
+        let after = look.watch.seen.read_upto;
         let urgent = store.list_urgent(self.project, after, first, CHAIN_LONG, URGENT_MAX).await?;
         Ok(urgent.into_iter().filter_map(|snapshot| snapshot.parse().ok()).collect())
     }

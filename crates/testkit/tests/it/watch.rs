@@ -6,8 +6,10 @@ use std::time::Duration;
 use kedge_core::code::Code;
 use kedge_core::evidence::{Grade, Watch};
 use kedge_core::ids::ProjectId;
+use kedge_core::ports::Clock as _;
 use kedge_core::status::ItemStatus;
 use kedge_core::tag::Tag;
+use kedge_core::time::Timestamp;
 use kedge_engine::layer::{Operation, Rates};
 use kedge_engine::{Backend as _, CancelFlag, ObjectKind, ObjectName};
 use kedge_service::protect::ProtectRequest;
@@ -56,7 +58,7 @@ async fn what_is_new_is_read_back_once_and_all_of_it_again_in_rounds() {
     assert!(first.read_bytes > 0);
     assert_eq!(verdict(&harness, &saved, &server).await, (Ok(()), Grade::Read));
     let known = harness.store.find_watch(&server.project_id).await.unwrap();
-    assert!(known.all_read_at.is_some(), "so little is read in one go: {known:?}");
+    assert!(known.round_began_at.is_some(), "so little is read in one go: {known:?}");
     // Nothing new, and the next round is not due; then it is.
     assert_eq!(watch(&harness).await.read_bytes, 0);
     harness.clock.advance(30 * 24 * HOUR);
@@ -175,14 +177,14 @@ async fn what_is_known_begins_before_packs_were_listed() {
     let harness = Harness::new().await;
     let server = harness.add_server(&[&disk(9, MIB)]);
     back_up(&harness, &server).await;
-    let began = kedge_core::ports::Clock::now(&*harness.clock).plus(HOUR);
+    let began = harness.clock.now().plus(HOUR);
     // Every list of the store takes a minute.
     let clock = harness.clock.clone();
     let store = harness.places.store_of(&server.project_id);
     store.before_each_call(move || clock.advance(Duration::from_secs(60)));
     watch(&harness).await;
     let known = harness.store.find_watch(&server.project_id).await.unwrap();
-    for moment in [known.present_at, known.watched_since, known.all_read_at] {
+    for moment in [known.seen.present_at, known.seen.read_since, known.round_began_at] {
         assert_eq!(moment, Some(began), "{known:?}");
     }
 }
@@ -541,7 +543,7 @@ async fn damage_that_stays_keeps_no_other_backup_from_being_known() {
     let again = watch(&harness).await;
     assert!(again.read_bytes > 0, "{again:?}");
     let known = harness.store.find_watch(&server.project_id).await.unwrap();
-    assert_eq!(known.all_read_at, known.present_at, "{known:?}");
+    assert_eq!(known.round_began_at, known.seen.present_at, "{known:?}");
     // A prune replaces index objects and loses none.
     let context = harness.context().await;
     harness.app.delete(&context, &unlisted.checkpoint_id, None).await.unwrap();
@@ -549,7 +551,7 @@ async fn damage_that_stays_keeps_no_other_backup_from_being_known() {
     prune(&harness, &server.project_id).await;
     assert_eq!(watch(&harness).await.lost_indexes, 0);
     let known = harness.store.find_watch(&server.project_id).await.unwrap();
-    assert!(!known.is_in_doubt && known.doubted.is_empty(), "{known:?}");
+    assert!(!known.is_in_doubt && known.seen.doubted.is_empty(), "{known:?}");
 }
 
 /// More than one turn allows is read in several.
@@ -570,19 +572,19 @@ async fn what_a_turn_leaves_unread_is_read_in_the_next() {
     }
     // Only what is new is read: no round is due.
     let project = ProjectId::new(PROJECT);
-    let now = kedge_core::ports::Clock::now(&*harness.clock);
-    let watched = Watch { all_read_at: Some(now), ..Watch::default() };
+    let now = harness.clock.now();
+    let watched = Watch { round_began_at: Some(now), ..Watch::default() };
     harness.store.save_watch(&project, &watched, now).await.unwrap();
     let first = watch(&harness).await;
     assert!(first.behind.len() == 1 && first.read_bytes > 0, "{first:?}");
     for (item, server) in &saved {
         assert_eq!(verdict(&harness, item, server).await, (Ok(()), Grade::Present));
     }
-    let began = harness.store.find_watch(&project).await.unwrap().present_at;
+    let began = harness.store.find_seen(&project).await.unwrap().present_at;
     let harness = harness.restarted().await;
     let second = watch(&harness).await;
-    let known = harness.store.find_watch(&project).await.unwrap();
-    assert_eq!((known.watched_since, known.reading_since), (began, None), "not when it ended");
+    let known = harness.store.find_seen(&project).await.unwrap();
+    assert_eq!(known.read_since, began, "not when it ended");
     assert!(second.behind.is_empty() && second.read_bytes > 0, "{second:?}");
     for (item, server) in &saved {
         assert_eq!(verdict(&harness, item, server).await, (Ok(()), Grade::Read));
@@ -643,4 +645,106 @@ async fn a_snapshot_object_that_comes_back_is_judged_anew() {
     store.inner().put(&snapshots[0], &whole).unwrap();
     assert_eq!(verdict(&harness, &saved, &server).await.0, Ok(()));
     assert_eq!(verdict(&harness, &damaged, &harmed).await.0, Err(Code::DataDamaged));
+}
+
+/// What `kedge repo verify` does.
+async fn verify_all(harness: &Harness) -> Timestamp {
+    let (project, began_at) = (ProjectId::new(PROJECT), harness.clock.now());
+    let outcome = verify(harness, &project).await;
+    let repositories = harness.app.repositories();
+    repositories.record_reading(&project, began_at, outcome.index).await.unwrap();
+    began_at
+}
+
+#[tokio::test]
+async fn a_verification_counts_and_its_work_is_not_done_again() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(30, 3 * MIB)]);
+    let saved = back_up(&harness, &server).await;
+    let since = async || harness.store.find_seen(&server.project_id).await.unwrap().read_since;
+    let verified_at = verify_all(&harness).await;
+    // Nothing of a later backup was there yet.
+    let newer = harness.add_server(&[&disk(31, MIB)]);
+    let later = back_up(&harness, &newer).await;
+    let no_round = Watch { round_began_at: Some(verified_at), ..Watch::default() };
+    harness.store.save_watch(&server.project_id, &no_round, verified_at).await.unwrap();
+    let first = watch(&harness).await;
+    assert!(first.read_bytes > 0 && first.read_bytes < MIB as u64 / 2, "{first:?}");
+    for (item, server) in [(&saved, &server), (&later, &newer)] {
+        assert_eq!(verdict(&harness, item, server).await, (Ok(()), Grade::Read));
+    }
+    assert_eq!(since().await, Some(verified_at));
+    assert_eq!(objects(&harness, ObjectKind::Mark), [], "it was heard");
+    // What was read long ago is as good as new when it is verified.
+    harness.clock.advance(20 * 24 * HOUR);
+    let again = verify_all(&harness).await;
+    assert_eq!(since().await, Some(verified_at));
+    assert_eq!(watch(&harness).await.read_bytes, 0);
+    assert_eq!(since().await, Some(again));
+}
+
+/// A clock that was wrong, an object that came back: nothing counts that is not sure.
+#[tokio::test]
+async fn a_verification_of_what_is_not_there_any_more_or_later_than_now_counts_for_nothing() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(32, 2 * MIB)]);
+    let saved = back_up(&harness, &server).await;
+    let project = &server.project_id;
+    let repositories = harness.app.repositories();
+    let index = verify(&harness, project).await.index;
+    let tomorrow = harness.clock.now().plus(24 * HOUR);
+    repositories.record_reading(project, tomorrow, index).await.unwrap();
+    let read = watch(&harness).await.read_bytes;
+    assert!(read > 0, "as new, and in a round");
+    let known = harness.store.find_watch(project).await.unwrap();
+    assert!(known.seen.read_since < Some(tomorrow), "{known:?}");
+    // The index object is gone when the watch hears of it, and comes back after.
+    let store = harness.places.store_of(project);
+    verify_all(&harness).await;
+    let [lost] = objects(&harness, ObjectKind::Index).try_into().unwrap();
+    let bytes = store.inner().get(&lost, u64::MAX).unwrap();
+    store.inner().delete(&lost).unwrap();
+    let harness = harness.restarted().await;
+    watch(&harness).await;
+    assert_eq!(verdict(&harness, &saved, &server).await.0, Err(Code::DataDamaged));
+    store.inner().put(&lost, &bytes).unwrap();
+    assert_eq!(watch(&harness).await.read_bytes * 2, read, "nobody has read it since");
+    assert_eq!(verdict(&harness, &saved, &server).await, (Ok(()), Grade::Read));
+}
+
+/// A store that deletes nothing, or a process that dies in between, has it heard twice.
+#[tokio::test]
+async fn a_verification_that_is_heard_again_says_the_same() {
+    for calls in 0.. {
+        let harness = Harness::new().await;
+        let server = harness.add_server(&[&disk(33, MIB)]);
+        let saved = back_up(&harness, &server).await;
+        let verified_at = verify_all(&harness).await;
+        let is_cut = watch_interrupted(&harness, calls, Interruption::Outage).await;
+        let (answer, grade) = verdict(&harness, &saved, &server).await;
+        assert!(answer.is_ok());
+        let harness = harness.restarted().await;
+        watch(&harness).await;
+        assert_eq!(verdict(&harness, &saved, &server).await, (Ok(()), Grade::Read));
+        let seen = harness.store.find_seen(&server.project_id).await.unwrap();
+        assert!(seen.read_since >= Some(verified_at), "{grade:?} after {calls}: {seen:?}");
+        if !is_cut {
+            assert!(calls > 10, "it went through the watch");
+            break;
+        }
+    }
+}
+
+/// Every backup is read back within a day, and by the next look where there is time for it.
+#[tokio::test]
+async fn a_day_of_backups_is_read_back_hour_by_hour() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(34, MIB)]);
+    for hour in 0..24 {
+        harness.cloud.overwrite(&server.volumes[0].id, 0, &disk(35 + hour, MIB / 4));
+        let saved = back_up(&harness, &server).await;
+        let seen = watch(&harness).await;
+        assert!(seen.behind.is_empty() && seen.damaged.is_empty(), "{seen:?}");
+        assert_eq!(verdict(&harness, &saved, &server).await, (Ok(()), Grade::Read));
+    }
 }

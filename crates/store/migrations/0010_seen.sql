@@ -1,0 +1,3 @@
+-- What every verdict asks of `state`, which grows with the repository. Where it is not there,
+-- `state` is of an older form: nothing counts as read, and whether something is lost is kept.
+ALTER TABLE watches ADD COLUMN seen TEXT;
