@@ -58,6 +58,7 @@ pub(crate) struct Config {
     pub(crate) verify_before_store: bool,
     pub(crate) verify_days: u64,
     pub(crate) verify_bytes_per_sec: u64,
+    pub(crate) verify_time_percent: u8,
     pub(crate) verify_first_tag: Option<String>,
     pub(crate) lease_secs: u64,
     pub(crate) zones_without_backup: Vec<String>,
@@ -188,6 +189,7 @@ impl Default for Config {
             verify_before_store: settings.verify_before_store,
             verify_days: settings.verify.period.as_secs() / DAY_SECS,
             verify_bytes_per_sec: settings.verify.rates.bytes_per_sec.unwrap_or(u64::MAX),
+            verify_time_percent: settings.verify.time_percent,
             verify_first_tag: None,
             lease_secs: settings.lease.length.as_secs(),
             zones_without_backup: settings.protect.zones_without_backup,
@@ -511,6 +513,7 @@ impl Config {
         problems.within("verify_days", &self.verify_days, (1, 3650));
         let rate = &self.verify_bytes_per_sec;
         problems.within("verify_bytes_per_sec", rate, (1 << 20, 1 << 40));
+        problems.within("verify_time_percent", &self.verify_time_percent, (1, 100));
         problems.within("compression_level", &self.compression_level, (-7, 19));
         if self.compression_level == 0 {
             problems.add("compression_level", "expected a level other than 0");
@@ -614,6 +617,7 @@ impl Config {
                     bytes_per_sec: Some(self.verify_bytes_per_sec),
                     operations_per_sec: None,
                 },
+                time_percent: self.verify_time_percent,
                 first: self.first_tag(),
             },
             drill: self.drill.settings(),

@@ -12,13 +12,14 @@ use kedge_store::Store;
 use tokio::sync::Notify;
 
 use crate::attempt::Attempt;
+use crate::budget::Budget;
 use crate::context::{Context, Right};
 use crate::error::Error;
 use crate::identity::{Identity, Issued, Login, ProjectInfo, TokenInfo};
 use crate::lookups::Lookups;
 use crate::pace::RestorePace;
 use crate::repositories::Repositories;
-use crate::settings::Settings;
+use crate::settings::{Settings, Verify};
 
 /// The whole service. Clones share everything.
 #[derive(Clone, Debug)]
@@ -41,7 +42,7 @@ pub(crate) struct Parts {
     /// What movers spend when they touch disks.
     pub(crate) disk_bucket: Arc<Bucket>,
     /// What reading back spends.
-    pub(crate) verify_bucket: Arc<Bucket>,
+    pub(crate) verify_budget: Arc<Budget>,
     /// How quick restores were.
     pub(crate) restore_pace: RestorePace,
     /// Jobs this process works on, so that none is ever worked on twice in it.
@@ -119,12 +120,13 @@ impl App {
         let lookups =
             Lookups::new(wiring.cloud.clone(), limits.lookups_max, limits.lookups_per_project_max);
         let disk_bucket = Arc::new(Bucket::new(wiring.settings.mover_rates, wiring.pace.clone()));
-        let verify_bucket = Arc::new(Bucket::new(wiring.settings.verify.rates, wiring.pace));
+        let Verify { rates, time_percent, .. } = wiring.settings.verify;
+        let verify_budget = Arc::new(Budget::new(rates, time_percent, wiring.pace));
         Self {
             parts: Arc::new(Parts {
                 lookups,
                 disk_bucket,
-                verify_bucket,
+                verify_budget,
                 store: wiring.store,
                 cloud: wiring.cloud,
                 repositories: wiring.repositories,

@@ -34,6 +34,7 @@ mod access;
 mod adapt;
 mod app;
 mod attempt;
+mod budget;
 mod checks;
 mod facts;
 mod job;

@@ -16,7 +16,6 @@ use kedge_core::ports::DiskReader;
 use kedge_core::proof::{DiskProof, Haste, Outcome, Proof, ProofKind, ProofStatus, ProofVerdict};
 use kedge_core::refusal::Refusal;
 use kedge_core::resource::VolumeRole;
-use kedge_engine::layer::Bucket;
 use kedge_engine::{
     CancelFlag, EngineError, NoProgress, OpenGate, ReadOptions, Sink, SinkError, SnapshotId,
     VolumeView,
@@ -26,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::adapt::StoredDisk;
 use crate::app::{App, Parts};
+use crate::budget::Spender;
 use crate::context::Context;
 use crate::error::Error;
 use crate::reading;
@@ -332,7 +332,7 @@ impl Parts {
     ) -> Result<u64, RepositoryError> {
         let options = ReadOptions { threads: THREADS, cancel: cancel.clone() };
         let (shared, volume) = (Arc::clone(repository), Arc::clone(volume));
-        let nowhere = Nowhere((haste == Haste::Due).then(|| Arc::clone(&self.verify_bucket)));
+        let nowhere = Nowhere((haste == Haste::Due).then(|| self.verify_budget.begin(cancel)));
         let report = blocking(move || {
             shared.restore_volume(&volume, &nowhere, &OpenGate, &options, &NoProgress)
         });
@@ -341,8 +341,10 @@ impl Parts {
 
     /// About how long it takes until a backup is proved.
     pub(crate) fn estimate_proof(&self, item: &Item, kind: ProofKind) -> u64 {
-        let rate = self.settings.verify.rates.bytes_per_sec.unwrap_or(BYTES_PER_SEC_UNLIMITED);
-        let reading = item.data_bytes() / rate.clamp(1, BYTES_PER_SEC_UNLIMITED);
+        let verify = &self.settings.verify;
+        let possible = BYTES_PER_SEC_UNLIMITED * u64::from(verify.time_percent) / 100;
+        let rate = verify.rates.bytes_per_sec.unwrap_or(possible).min(possible);
+        let reading = item.data_bytes() / rate.max(1);
         let booting = match kind {
             ProofKind::Drill if self.settings.drill.boots => self.settings.drill.boot_time,
             ProofKind::Drill | ProofKind::Read | ProofKind::Restore => Duration::ZERO,
@@ -392,12 +394,12 @@ fn system_first(item: &Item, readers: Vec<Arc<dyn DiskReader>>) -> Vec<Arc<dyn D
 }
 
 /// Where what is only read goes, and what pays for it.
-struct Nowhere(Option<Arc<Bucket>>);
+struct Nowhere(Option<Spender>);
 
 impl Sink for Nowhere {
     fn write_at(&self, _: u64, bytes: &[u8]) -> Result<(), SinkError> {
-        if let Some(bucket) = &self.0 {
-            bucket.take(bytes.len() as u64);
+        if let Some(spender) = &self.0 {
+            spender.take(bytes.len() as u64);
         }
         Ok(())
     }

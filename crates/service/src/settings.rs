@@ -46,6 +46,8 @@ pub struct Verify {
     pub period: Duration,
     /// What reading back may take from stores, over all repositories.
     pub rates: Rates,
+    /// What reading back may take of the time, in percent.
+    pub time_percent: u8,
     /// New backups with this tag are read back before others.
     pub first: Option<Tag>,
 }
@@ -55,6 +57,7 @@ impl Default for Verify {
         Self {
             period: Duration::from_secs(30 * 24 * 60 * 60),
             rates: Rates { bytes_per_sec: Some(50 << 20), operations_per_sec: None },
+            time_percent: 100,
             first: None,
         }
     }

@@ -8,10 +8,8 @@ use std::sync::Arc;
 use kedge_core::evidence::Round;
 use kedge_core::ids::ProjectId;
 use kedge_core::time::Timestamp;
-use kedge_engine::layer::Bucket;
 use kedge_engine::{
-    CancelFlag, EngineError, IndexId, PackId, Progress, Reading, SnapshotId, VerifyOptions,
-    VerifyOutcome,
+    CancelFlag, EngineError, IndexId, PackId, Reading, SnapshotId, VerifyOptions, VerifyOutcome,
 };
 
 use super::look::Look;
@@ -38,15 +36,6 @@ pub(super) struct Run<'a> {
     pub(super) parts: &'a Parts,
     pub(super) project: &'a ProjectId,
     pub(super) cancel: &'a CancelFlag,
-}
-
-/// Spends what it hears of.
-struct Paced(Arc<Bucket>);
-
-impl Progress for Paced {
-    fn advance(&self, bytes: u64) {
-        self.0.take(bytes);
-    }
 }
 
 /// Index objects, and the size of the packs they tell of.
@@ -235,7 +224,7 @@ impl Run<'_> {
         watched: &mut Watched,
     ) -> Result<Option<PackId>, RepositoryError> {
         let (shared, inventory) = (Arc::clone(&look.repository), Arc::clone(&look.inventory));
-        let progress = Paced(self.parts.verify_bucket.clone());
+        let progress = self.parts.verify_budget.begin(self.cancel);
         let VerifyOutcome { damaged, read_bytes, refuted, next, .. } =
             blocking(move || shared.verify_listed(&inventory, &is_wanted, &options, &progress))
                 .await?;
