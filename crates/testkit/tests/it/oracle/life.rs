@@ -23,8 +23,9 @@ use std::time::Duration;
 
 use kedge_cloud::sim::{SimOp, SimWrite};
 use kedge_core::checkpoint::Item;
+use kedge_core::evidence::Grade;
 use kedge_core::ids::{ItemId, ProjectId, ServerId, VolumeBackupId, VolumeId};
-use kedge_core::ports::CloudError;
+use kedge_core::ports::{Clock as _, CloudError};
 use kedge_core::resource::{
     Content, Encryption, Server, ServerKind, ServerStatus as Status, Sharing, VolumeRole,
     VolumeStatus,
@@ -81,11 +82,12 @@ enum Deed {
     Watch,
     WrongClock,
     ChangeServer,
+    Venture,
     Ask,
 }
 
 /// Each as often as it stands here.
-const DEEDS: [Deed; 33] = [
+const DEEDS: [Deed; 36] = [
     Deed::Write,
     Deed::Write,
     Deed::Write,
@@ -113,6 +115,9 @@ const DEEDS: [Deed; 33] = [
     Deed::Watch,
     Deed::WrongClock,
     Deed::ChangeServer,
+    Deed::Venture,
+    Deed::Venture,
+    Deed::Venture,
     Deed::Ask,
     Deed::Ask,
     Deed::Ask,
@@ -140,6 +145,10 @@ pub(super) struct Tally {
     pub(super) restored: u64,
     pub(super) refused: u64,
     pub(super) honestly_unknown: u64,
+    /// Restores begun without a look before.
+    pub(super) ventured: u64,
+    /// Those that met damage, and turned the verdict.
+    pub(super) found_out: u64,
 }
 
 impl Tally {
@@ -148,6 +157,8 @@ impl Tally {
         self.restored += other.restored;
         self.refused += other.refused;
         self.honestly_unknown += other.honestly_unknown;
+        self.ventured += other.ventured;
+        self.found_out += other.found_out;
     }
 }
 
@@ -261,6 +272,7 @@ impl Life {
             Deed::Watch => self.watch(a, b).await,
             Deed::WrongClock => self.wrong_clock(a, b).await,
             Deed::ChangeServer => self.change_server(a, b),
+            Deed::Venture => self.venture(a, b, c).await,
             Deed::Ask => self.ask(a, b, c).await,
         }
         self.see_objects();
@@ -606,8 +618,64 @@ impl Life {
             bytes_max: u64::MAX,
         };
         let repositories = self.harness.app.repositories();
-        let _ = repositories.verify(&project(), options, Arc::new(NoProgress)).await;
+        let began_at = self.harness.clock.now();
+        let verified = repositories.verify(&project(), options, Arc::new(NoProgress)).await;
+        if let Ok(outcome) = verified {
+            let _ = repositories.record_reading(&project(), began_at, outcome.index).await;
+        }
         self.harness.app.watch(&CancelFlag::new()).await;
+    }
+
+    /// Something goes bad, and a restore is the first to meet it. What that was is brought
+    /// back afterwards.
+    async fn venture(&mut self, which: u64, number: u64, victim: u64) {
+        let Some(at) = among(which, &self.made) else { return };
+        self.see_objects();
+        let known = self.damaged.len();
+        if !number.is_multiple_of(4) {
+            self.damage(victim, which / 7, number);
+        }
+        if victim.is_multiple_of(2) {
+            self.restart().await;
+        }
+        self.restore_unseen(at).await;
+        for (name, bytes) in self.damaged.split_off(known) {
+            put(&self.harness, &name, Some(&bytes));
+        }
+    }
+
+    /// Restores what nobody has looked at since it may have been damaged. A yes is a guess
+    /// then; who acts on it finds out, and from then on everybody knows. Bytes are right, or
+    /// the restore fails.
+    async fn restore_unseen(&mut self, at: usize) {
+        let made = self.made[at].clone();
+        let target = self.server(self.own(&made));
+        let question = question(&made.item, &target, 2);
+        let context = self.harness.context().await;
+        let asked = || self.harness.app.check_restorable(&context, vec![question.clone()]);
+        // A no may be about what was mended and not read again.
+        if asked().await.unwrap()[0].is_err() {
+            return;
+        }
+        self.tally.ventured += 1;
+        let truth = self.truth(&made).await;
+        let before = self.contents(&target);
+        let begun = self.harness.app.restore(&context, request(&made.item, question.clone())).await;
+        let restore = begun.unwrap_or_else(|error| panic!("{}: after yes: {error}", self.at));
+        self.harness.run_jobs_to_their_end().await;
+        let ended = self.harness.app.get_restore(&context, &restore.id).await.unwrap();
+        if ended.status == RestoreStatus::Success {
+            let expected = overlaid(&made, &target, &question, before);
+            assert!(self.contents(&target) == expected, "{}: wrong bytes", self.at);
+            let explained = self.harness.app.explain_restorable(&context, vec![question.clone()]);
+            let grade = explained.await.unwrap()[0].evidence.unwrap().grade;
+            assert!(grade <= Grade::Read, "{}: it was read: {grade:?}", self.at);
+            return;
+        }
+        assert_ne!(truth, Truth::Whole, "{}: {}", self.at, ended.reason);
+        let said = asked().await.unwrap().remove(0).map(drop).map_err(|no| no.code());
+        assert!(said.is_err(), "{}: yes again after {}; {:#?}", self.at, ended.reason, self.log);
+        self.tally.found_out += 1;
     }
 
     /// Asks, and acts on the answer.

@@ -55,6 +55,7 @@ async fn verdicts_hold_through_lives() {
     assert!(tally.restored * 5 >= tally.questions, "{tally:?}: too few are carried out");
     assert!(tally.honestly_unknown * 10 <= tally.questions, "{tally:?}: too often unknown");
     assert!(tally.refused * 5 >= tally.questions, "{tally:?}: too few are refused");
+    assert!(tally.found_out > 0 && tally.ventured > 2 * tally.found_out, "{tally:?}");
 }
 
 #[tokio::test]
@@ -62,11 +63,13 @@ async fn fresh_verdicts_hold_through_lives() {
     let seeds = super::matrix::lives(FRESH);
     let count = seeds.end - seeds.start;
     let first = seeds.start;
-    let Tally { questions, restored, refused, honestly_unknown } = live_all(seeds).await;
+    let all = live_all(seeds).await;
+    let Tally { questions, restored, refused, honestly_unknown, ventured, found_out } = all;
     let line = format!(
         "oracle, lives: {count} from seed {first} on, {questions} questions, {restored} restored and \
          compared byte for byte, {refused} refused with nothing written, {honestly_unknown} honestly \
-         unknown; nothing lost"
+         unknown; {ventured} restored without a look before, of which {found_out} met damage and turned \
+         the verdict; nothing lost"
     );
     report_figure("oracle-4-lives", &line);
 }
