@@ -35,12 +35,16 @@ pub struct Seen {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Watch {
-    /// What follows for its backups.
+    /// What follows for its backups. Kept apart, since every verdict asks for it.
+    #[serde(skip)]
     pub seen: Seen,
     /// Index objects, by their ids, of which every pack was read back, and after which moment.
     pub read_index: BTreeMap<String, Timestamp>,
     /// Those that were seen beside, and of which that is still to be done.
     pub unread_index: BTreeSet<String>,
+    /// Marks, by their ids, that told of readings and are still there. What they tell is not
+    /// taken for news again: it may have been of another time.
+    pub heard: BTreeSet<String>,
     /// When the last round began that came to its end.
     pub round_began_at: Option<Timestamp>,
     /// The round through everything that is under way.
@@ -167,14 +171,15 @@ impl Watch {
     }
 
     /// Takes note that every pack of these index objects was read after a moment. Those that
-    /// were not seen are passed over: nobody knows whether they are still what they were.
+    /// were not seen are passed over: nobody knows whether they are still what they were. So are
+    /// those that a round under way may have missed, and of which that would not tell.
     pub fn note_read<'a>(&mut self, objects: impl IntoIterator<Item = &'a String>, at: Timestamp) {
+        let is_of_round = self.round.as_ref().is_none_or(|round| round.began_at <= at);
         for object in objects {
-            let was_unread = self.unread_index.remove(object);
-            match self.read_index.get_mut(object) {
-                Some(known) => *known = at.max(*known),
-                None if was_unread => drop(self.read_index.insert(object.clone(), at)),
-                None => {}
+            if let Some(known) = self.read_index.get_mut(object) {
+                *known = at.max(*known);
+            } else if is_of_round && self.unread_index.remove(object) {
+                self.read_index.insert(object.clone(), at);
             }
         }
     }
@@ -187,11 +192,12 @@ impl Watch {
     }
 
     /// Takes note, where nothing is unread, since when everything is read, and that this holds
-    /// of backups up to this one.
+    /// of backups up to this one. Where fewer were walked than that was said of, what they rest
+    /// on may be what is gone, and nothing new is said.
     pub fn note_all_read(&mut self, upto: u64) {
-        if self.unread_index.is_empty() {
+        if self.unread_index.is_empty() && upto >= self.seen.read_upto {
             self.seen.read_since = self.read_index.values().min().copied();
-            self.seen.read_upto = self.seen.read_upto.max(upto);
+            self.seen.read_upto = upto;
         }
     }
 
@@ -322,6 +328,8 @@ mod tests {
         // Somebody else read both, and said so late.
         watch.note_read(&names(&["a", "b"]), at(15));
         watch.note_all_read(2);
+        assert_eq!(watch.seen, seen(Some(at(10)), 3), "not all lists were walked");
+        watch.note_all_read(3);
         assert_eq!(watch.seen, seen(Some(at(15)), 3));
         assert_eq!(watch.read_index, read(&[("a", 15), ("b", 20)]));
         // A round says nothing less of what was read since it began.
@@ -329,6 +337,23 @@ mod tests {
         watch.note_all_read(4);
         assert_eq!(watch.read_index, read(&[("a", 18), ("b", 20)]));
         assert_eq!((watch.seen, watch.round_began_at), (seen(Some(at(18)), 4), Some(at(18))));
+    }
+
+    /// The round would say of it that it was read since it began.
+    #[test]
+    fn what_a_round_may_have_missed_is_read_again() {
+        let round = |began| Some(Round { began_at: at(began), after: None });
+        for (began, still_unread) in [(None, &[][..]), (Some(10), &[]), (Some(11), &["b"])] {
+            let mut watch = Watch {
+                round: began.and_then(round),
+                read_index: read(&[("a", 5)]),
+                unread_index: names(&["b"]),
+                ..Watch::default()
+            };
+            watch.note_read(&names(&["a", "b"]), at(10));
+            assert_eq!(watch.unread_index, names(still_unread), "{began:?}");
+            assert_eq!(watch.read_index.get("a"), Some(&at(10)));
+        }
     }
 
     #[test]
@@ -360,6 +385,7 @@ mod tests {
             },
             read_index: read(&[("new", seconds), ("old", 50)]),
             unread_index: BTreeSet::new(),
+            heard: names(&["mark"]),
             round_began_at: Some(at(seconds)),
             round: Some(Round { began_at: at(seconds), after: None }),
             went_on_at: Some(at(seconds)),
@@ -374,6 +400,7 @@ mod tests {
         let kept = Watch {
             read_index: read(&[("old", 50)]),
             unread_index: names(&["new"]),
+            heard: names(&["mark"]),
             walked_upto: 4,
             doubted_after: 3,
             is_in_doubt: true,

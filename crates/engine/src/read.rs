@@ -213,7 +213,10 @@ impl Repository<Indexed> {
                 })
             });
             match opened {
-                Err(error @ EngineError::Damaged { .. }) => of_best = of_best.or(Some(error)),
+                Err(error @ EngineError::Damaged { .. }) => {
+                    self.state.suspects.note(location.pack);
+                    of_best = of_best.or(Some(error));
+                }
                 other => return other,
             }
         }

@@ -16,6 +16,7 @@ use crate::{
     marks::MarkCache,
     polynomial,
     snapshot::{self, Snapshot, SnapshotCache},
+    suspects::Suspects,
     time::Timestamp,
     vault::Vault,
 };
@@ -35,6 +36,7 @@ pub struct Indexed {
     pub(crate) index: Index,
     pub(crate) snapshots: SnapshotCache,
     pub(crate) marks: MarkCache,
+    pub(crate) suspects: Suspects,
 }
 
 /// A repository in state `S`.
@@ -230,7 +232,7 @@ impl Repository<Open> {
 
     fn load_index_into(self, index: Index) -> Result<Repository<Indexed>, EngineError> {
         let (snapshots, marks) = (SnapshotCache::default(), MarkCache::default());
-        let state = Indexed { index, snapshots, marks };
+        let state = Indexed { index, snapshots, marks, suspects: Suspects::default() };
         let repository = Repository { id: self.id, vault: self.vault, state };
         repository.refresh()?;
         Ok(repository)

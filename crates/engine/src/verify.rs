@@ -61,7 +61,7 @@ pub(crate) enum OnDamage {
 
 impl VerifyOptions {
     /// All of them, one after the other.
-    fn of_all(cancel: &CancelFlag) -> Self {
+    pub(crate) fn of_all(cancel: &CancelFlag) -> Self {
         let (threads, cancel) = (NonZeroUsize::MIN, cancel.clone());
         Self { threads, cancel, after: None, bytes_max: u64::MAX }
     }
@@ -89,9 +89,12 @@ pub struct VerifyOutcome {
     /// What is wrong with keys, index objects, snapshots, marks. All of them are read in
     /// every walk, since they are few.
     pub problems: Vec<Problem>,
-    /// Of a walk with keys the index objects that were there before and after it. Of each
+    /// Of a walk with keys the index objects that were there before and after it, and of which
     /// every pack was verified, as far as the walk went.
     pub index: BTreeSet<IndexId>,
+    /// Packs that were gone together with an index object that had listed them, and so passed
+    /// for pruned.
+    pub passed_over: Vec<PackId>,
     /// The last pack verified, when there are more; `None` when the walk reached the end.
     pub next: Option<PackId>,
 }
@@ -178,8 +181,11 @@ impl Repository<Indexed> {
         let record = OnDamage::Record;
         let outcome =
             self.verify_packs(&catalogue, &|_, _| true, record, options, outcome, progress)?;
-        // A pack that is gone together with its index object passes for pruned.
-        Ok(VerifyOutcome { index: self.still_there(&catalogue.index)?, ..outcome })
+        let unread: BTreeSet<_> =
+            outcome.passed_over.iter().flat_map(|pack| catalogue.objects_of(*pack)).collect();
+        let mut index = self.still_there(&catalogue.index)?;
+        index.retain(|object| !unread.contains(object));
+        Ok(VerifyOutcome { index, ..outcome })
     }
 
     /// What index and store say of packs now, for [`Self::find_misfits`] and
@@ -292,31 +298,8 @@ impl Repository<Indexed> {
         self.verify_these(packs, catalogue, on_damage, options, outcome, progress)
     }
 
-    /// Verifies the pack that an error of a reader told of, and records what is wrong with it;
-    /// `None` if it told of something else.
-    pub fn verify_suspect(
-        &self,
-        error: &EngineError,
-        cancel: &CancelFlag,
-    ) -> Result<Option<VerifyOutcome>, EngineError> {
-        let suspect: Option<PackId> = match error {
-            EngineError::Damaged { object, .. } => {
-                let name = object.strip_prefix("data/").and_then(|path| path.rsplit('/').next());
-                name.and_then(|name| name.parse().ok())
-            }
-            EngineError::Backend { object: ObjectName::Pack(pack), .. } => Some(*pack),
-            _ => None,
-        };
-        let Some(suspect) = suspect else { return Ok(None) };
-        let catalogue = self.take_inventory()?.catalogue;
-        let listed = catalogue.packs.get_key_value(&suspect);
-        let packs = listed.map(|(id, listed)| (*id, listed.bytes)).into_iter().collect();
-        let options = VerifyOptions::of_all(cancel);
-        let (record, outcome) = (OnDamage::Record, VerifyOutcome::default());
-        self.verify_these(packs, &catalogue, record, &options, outcome, &NoProgress).map(Some)
-    }
-
-    fn verify_these(
+    /// The walk over these packs of the catalogue.
+    pub(crate) fn verify_these(
         &self,
         packs: Vec<(PackId, u64)>,
         catalogue: &PackCatalogue,
@@ -339,9 +322,9 @@ impl Repository<Indexed> {
                     // Some paths to a store fail for a moment.
                     verified = reader.verify(catalogue, id, work);
                 }
-                let (mut verdict, is_sound) = match verified {
+                let mut verdict = match verified {
                     Err(error) if self.vault.is_of_one_object(&error) => {
-                        (Verdict::unreadable(id, &error), false)
+                        Verdict::unreadable(id, &error)
                     }
                     verified => verified?,
                 };
@@ -352,6 +335,7 @@ impl Repository<Indexed> {
                 {
                     self.record_damage(damage)?;
                 }
+                let is_sound = verdict.damage.is_none() && !verdict.is_pruned;
                 let refuted = marks.iter().filter(|_| is_sound);
                 verdict.refuted = refuted.map(|(mark, _)| *mark).collect();
                 Ok(verdict)
@@ -374,9 +358,12 @@ impl VerifyOutcome {
 }
 
 /// What was found out about one pack.
+#[derive(Default)]
 struct Verdict {
     blobs: u64,
     read_bytes: u64,
+    /// It is gone, and not missed.
+    is_pruned: bool,
     damage: Option<PackDamage>,
     /// Marks that say otherwise of a sound pack.
     refuted: Vec<MarkId>,
@@ -386,7 +373,7 @@ impl Verdict {
     fn unreadable(pack: PackId, error: &EngineError) -> Self {
         let what = format!("cannot be read: {error}");
         let damage = Some(PackDamage { pack, blobs: None, whole: true, what });
-        Self { blobs: 0, read_bytes: 0, damage, refuted: Vec::new() }
+        Self { damage, ..Self::default() }
     }
 }
 
@@ -423,6 +410,7 @@ where
             verified.read_bytes += verdict.read_bytes;
             verified.damaged.extend(verdict.damage);
             verified.refuted.extend(verdict.refuted);
+            verified.passed_over.extend(Some(id).filter(|_| verdict.is_pruned));
             drop(verified);
             progress.advance(size);
         }
@@ -458,7 +446,7 @@ fn hash_pack(
     piece: &mut Vec<u8>,
 ) -> Result<Verdict, EngineError> {
     let name = ObjectName::Pack(id);
-    let mut verdict = Verdict { blobs: 0, read_bytes: 0, damage: None, refuted: Vec::new() };
+    let mut verdict = Verdict::default();
     let damage =
         |what: &str| Some(PackDamage { pack: id, blobs: None, whole: true, what: what.into() });
     let mut hash = Sha256::new();
@@ -530,7 +518,7 @@ pub(crate) struct PackCatalogue {
     /// The index objects that could be read.
     index: BTreeSet<IndexId>,
     /// Those that could not, and what is wrong with them.
-    damaged: Vec<(IndexId, String)>,
+    pub(crate) damaged: Vec<(IndexId, String)>,
     /// Blobs in the index, repeated ones counted each time.
     pub(crate) blobs: u64,
 }
@@ -555,9 +543,24 @@ impl PackCatalogue {
         known: BTreeSet<IndexId>,
         problems: &mut Vec<Problem>,
     ) -> Result<Self, EngineError> {
-        let mut catalogue = Self::default();
         let mut objects = known;
         objects.extend(index::list_objects(vault)?);
+        let mut catalogue = Self::of(vault, objects, problems)?;
+        for listed in vault.list(ObjectKind::Pack)? {
+            if let ObjectName::Pack(id) = listed.name {
+                catalogue.sizes.insert(id, listed.size_bytes);
+            }
+        }
+        Ok(catalogue)
+    }
+
+    /// What these index objects say; no pack is listed. Those that are gone are passed over.
+    pub(crate) fn of(
+        vault: &Vault,
+        objects: BTreeSet<IndexId>,
+        problems: &mut Vec<Problem>,
+    ) -> Result<Self, EngineError> {
+        let mut catalogue = Self::default();
         for object in objects {
             catalogue.index.insert(object);
             match index::load_object(vault, object) {
@@ -581,12 +584,18 @@ impl PackCatalogue {
                 Err(error) => return Err(error),
             }
         }
-        for listed in vault.list(ObjectKind::Pack)? {
-            if let ObjectName::Pack(id) = listed.name {
-                catalogue.sizes.insert(id, listed.size_bytes);
-            }
-        }
         Ok(catalogue)
+    }
+
+    /// The size of a pack by the index, if it is listed.
+    pub(crate) fn bytes_of(&self, pack: PackId) -> Option<u64> {
+        self.packs.get(&pack).map(|listed| listed.bytes)
+    }
+
+    /// The index objects that list a pack.
+    fn objects_of(&self, pack: PackId) -> impl Iterator<Item = IndexId> {
+        let more = self.more.get(&pack).into_iter().flatten().copied();
+        self.packs.get(&pack).map(|listed| listed.object).into_iter().chain(more)
     }
 
     /// Of a pack listed twice the first list counts.
@@ -681,13 +690,12 @@ impl<'a> PackReader<'a> {
         Ok(Self { vault, decoder, window })
     }
 
-    /// The second says whether the pack was read whole and is sound.
     fn verify(
         &mut self,
         catalogue: &PackCatalogue,
         id: PackId,
         work: &Work<'_>,
-    ) -> Result<(Verdict, bool), EngineError> {
+    ) -> Result<Verdict, EngineError> {
         self.window.is_loaded = false;
         self.window.read_bytes = 0;
         let listed = catalogue.packs.get(&id).copied();
@@ -737,13 +745,10 @@ impl<'a> PackReader<'a> {
         let damage = what.map(|what| PackDamage { pack: id, blobs: damaged, whole, what });
         if damage.is_some() && self.is_pruned(&name, listed.object)? {
             let read_bytes = self.window.read_bytes;
-            let refuted = Vec::new();
-            return Ok((Verdict { blobs: 0, read_bytes, damage: None, refuted }, false));
+            return Ok(Verdict { read_bytes, is_pruned: true, ..Verdict::default() });
         }
-        let read_bytes = self.window.read_bytes;
-        let is_sound = damage.is_none();
-        let refuted = Vec::new();
-        Ok((Verdict { blobs: blobs.len() as u64, read_bytes, damage, refuted }, is_sound))
+        let (blobs, read_bytes) = (blobs.len() as u64, self.window.read_bytes);
+        Ok(Verdict { blobs, read_bytes, damage, ..Verdict::default() })
     }
 
     /// Whether a prune has taken the pack out of the index, and then from the store,

@@ -280,14 +280,8 @@ impl Parts {
             }
             Ok(volumes)
         };
-        let volumes = match read.await {
-            Ok(volumes) => volumes,
-            Err(error) => {
-                let parts = &self.repositories;
-                let recorded = parts.record_suspect(project, &repository, error, cancel);
-                return Err(recorded.await.into());
-            }
-        };
+        let read = read.await;
+        let volumes = self.repositories.settle_suspects(project, &repository, read).await?;
         match proof.kind {
             ProofKind::Read | ProofKind::Restore => return Ok(()),
             ProofKind::Drill => {}

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kedge_core::ids::ProjectId;
-use kedge_engine::{CancelFlag, EngineError, SnapshotId, VolumeView};
+use kedge_engine::{EngineError, SnapshotId, Suspicion, VolumeView};
 
 use crate::repositories::{Repositories, RepositoryError, SharedRepository, blocking};
 
@@ -36,37 +36,44 @@ pub(crate) async fn open_disks(
 }
 
 impl Repositories {
-    /// What made a reader fail is looked at again, and recorded if it is damage: every backup
-    /// that needs it is told from then on. Gives the reader's error back, or the one that kept
-    /// it from being looked at.
-    pub(crate) async fn record_suspect(
+    /// What gave a reader bad bytes is looked at again, and recorded if it is damage: every
+    /// backup that needs it is told from then on. For where a reader has ended, well or not: it
+    /// may have found elsewhere what it needed. Gives back what came of reading, or the error
+    /// that kept what had failed from being looked at.
+    pub(crate) async fn settle_suspects<T>(
         &self,
         project: &ProjectId,
         repository: &SharedRepository,
-        error: RepositoryError,
-        cancel: &CancelFlag,
-    ) -> RepositoryError {
-        let error = match error {
-            RepositoryError::Engine(error) if !error.is_unreachable() => error,
-            error => return error,
-        };
-        let (shared, cancel) = (Arc::clone(repository), cancel.clone());
-        let looked_at = blocking(move || Ok((shared.verify_suspect(&error, &cancel)?, error)));
-        match looked_at.await {
-            Ok((Some(outcome), error)) => {
-                for damage in outcome.damaged {
-                    tracing::error!("pack {} is damaged: {}", damage.pack, damage.what);
-                }
-                error.into()
+        read: Result<T, RepositoryError>,
+    ) -> Result<T, RepositoryError> {
+        let shared = Arc::clone(repository);
+        match read {
+            Err(RepositoryError::Engine(error)) if !error.is_unreachable() => {
+                let verified = blocking(move || Ok((shared.verify_suspects(Some(&error))?, error)));
+                let (suspicion, error) = verified.await?;
+                self.tell(project, suspicion).await;
+                Err(error.into())
             }
-            Ok((None, error)) => {
-                // No pack: what names it is lost, and no mark can say what that was.
-                if matches!(error, EngineError::Damaged { .. }) {
-                    self.wholeness.report_loss(project);
+            Ok(read) if repository.has_suspects() => {
+                match blocking(move || shared.verify_suspects(None)).await {
+                    Ok(suspicion) => self.tell(project, suspicion).await,
+                    // What was read is good; the next reader looks.
+                    Err(error) => {
+                        tracing::warn!(project.id = ?project, "suspect packs wait: {error}");
+                    }
                 }
-                error.into()
+                Ok(read)
             }
-            Err(error) => error,
+            read => read,
+        }
+    }
+
+    async fn tell(&self, project: &ProjectId, suspicion: Suspicion) {
+        for damage in suspicion.damaged {
+            tracing::error!("pack {} is damaged: {}", damage.pack, damage.what);
+        }
+        if suspicion.is_lost {
+            self.report_loss(project).await;
         }
     }
 }

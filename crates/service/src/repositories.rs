@@ -203,7 +203,24 @@ impl Repositories {
             let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
             opened.entry(project.clone()).or_default().clone()
         };
-        cell.get_or_try_init(|| self.open_anew(project, missing)).await.cloned()
+        let opened = cell.get_or_try_init(|| self.open_anew(project, missing)).await.cloned();
+        if let Err(RepositoryError::Engine(error)) = &opened
+            && is_lost(error)
+        {
+            // Nobody can restore from it. Verdicts open it from now on, and hear the same.
+            self.report_loss(project).await;
+        }
+        opened
+    }
+
+    /// Something of a repository is lost that no record of damage can name: all verdicts about
+    /// it walk lists until a look has.
+    pub(crate) async fn report_loss(&self, project: &ProjectId) {
+        self.wholeness.note_report(project);
+        // This process knows anyway.
+        if let Err(error) = self.store.report_loss(project, self.clock.now()).await {
+            tracing::warn!(project.id = ?project, "a loss is remembered for now only: {error}");
+        }
     }
 
     async fn open_anew(
@@ -287,6 +304,17 @@ impl Repositories {
         let found = blocking(move || Repository::<Closed>::find_access(&*backend)).await?;
         found.map(|bytes| access::read(project, &bytes)).transpose()
     }
+}
+
+/// Whether what opens a repository is lost, rather than out of reach.
+fn is_lost(error: &EngineError) -> bool {
+    matches!(
+        error,
+        EngineError::Damaged { .. }
+            | EngineError::NotARepository
+            | EngineError::WrongPassword
+            | EngineError::UnsupportedVersion(_)
+    )
 }
 
 /// Makes the place of a repository that never was: what is not there cannot tell whether

@@ -55,7 +55,7 @@ pub(crate) struct Wholeness {
 type Names = Arc<BTreeSet<String>>;
 
 /// That something of a repository is lost.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Doubt {
     /// The number of the notice.
     notice: u64,
@@ -131,20 +131,17 @@ impl Wholeness {
     /// Something of the project's repository is lost that no mark names: no list is whole
     /// until it was walked again.
     pub(crate) fn note_doubt(&self, project: &ProjectId) {
-        self.doubt(project, false);
+        let notice = self.notices.fetch_add(1, Ordering::Relaxed);
+        let mut doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
+        doubts.entry(project.clone()).or_default().notice = notice;
     }
 
     /// A reader met something lost. The same, until the next look over the repository has
     /// walked all lists.
-    pub(crate) fn report_loss(&self, project: &ProjectId) {
-        self.doubt(project, true);
-    }
-
-    fn doubt(&self, project: &ProjectId, is_reported: bool) {
-        let notice = self.notices.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn note_report(&self, project: &ProjectId) {
+        self.note_doubt(project);
         let mut doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
-        let doubt = doubts.entry(project.clone()).or_insert(Doubt { notice, is_reported });
-        *doubt = Doubt { notice, is_reported: doubt.is_reported || is_reported };
+        doubts.entry(project.clone()).or_default().is_reported = true;
     }
 
     /// Whether a reader met something lost since the last look began. The doubt stays.
@@ -360,7 +357,7 @@ mod tests {
         let (wholeness, project) = (Wholeness::default(), ProjectId::new("p"));
         wholeness.note_doubt(&project);
         assert!(!wholeness.take_report(&project), "no reader told of it");
-        wholeness.report_loss(&project);
+        wholeness.note_report(&project);
         wholeness.note_doubt(&project);
         wholeness.forget_doubt(&project);
         assert!(wholeness.is_in_doubt(&project));

@@ -33,6 +33,16 @@ struct Row {
     finished_at: Option<i64>,
 }
 
+/// What evidence is made of.
+#[derive(FromRow)]
+struct ProvenRow {
+    item_id: String,
+    kind: String,
+    read_ok: i64,
+    drill: Option<String>,
+    started_at: Option<i64>,
+}
+
 impl Row {
     fn decode(self) -> Result<Proof> {
         let damaged = |why: &str| StoreError::corrupt("proof", &self.id, why);
@@ -170,20 +180,23 @@ impl Store {
             return Err(StoreError::TooMany { asked: ids.len(), most: IDS_MAX });
         }
         let mut select = QueryBuilder::new(
-            "SELECT i.item_id, i.read_ok, i.drill, i.started_at \
+            "SELECT i.item_id, i.kind, i.read_ok, i.drill, i.started_at \
              FROM proofs i WHERE i.status = 'done' AND i.project_id || '' = ",
         );
         select.push_bind(project.as_str().to_owned());
         push_ids(&mut select, "i.item_id", ids.iter().map(ItemId::as_str));
         select.push(" ORDER BY i.sequence, i.started_at, i.id");
         let mut tx = self.read_one().await?;
-        let rows: Vec<(String, i64, Option<String>, Option<i64>)> =
-            tx.built_as(&mut select).fetch_all(tx.conn()).await?;
+        let rows: Vec<ProvenRow> = tx.built_as(&mut select).fetch_all(tx.conn()).await?;
         let mut proven: HashMap<ItemId, Proven> = HashMap::new();
-        for (item, read_ok, drill, started_at) in rows {
+        for ProvenRow { item_id, kind, read_ok, drill, started_at } in rows {
             let Some(at) = started_at.map(Timestamp::from_micros) else { continue };
-            let known = proven.entry(ItemId::asked(&item)).or_default();
+            let known = proven.entry(ItemId::asked(&item_id)).or_default();
             match read_ok {
+                // A restore may have begun long before a reading that has ended since.
+                1 if kind == ProofKind::Restore.as_str() => {
+                    known.read_at = known.read_at.max(Some(at));
+                }
                 1 => known.read_at = Some(at),
                 // What was read once cannot be read any more.
                 -1 => known.read_at = None,

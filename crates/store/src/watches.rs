@@ -30,7 +30,11 @@ impl Store {
             .await?;
         match row {
             None => Ok(Watch::default()),
-            Some((state, Some(_))) => from_json("watch", project.as_str(), &state),
+            Some((state, Some(seen))) => {
+                let seen = from_json("watch", project.as_str(), &seen)?;
+                let watch: Watch = from_json("watch", project.as_str(), &state)?;
+                Ok(Watch { seen, ..watch })
+            }
             Some((state, None)) => {
                 let Doubt { is_in_doubt } = from_json("watch", project.as_str(), &state)?;
                 Ok(Watch { is_in_doubt, ..Watch::default() })
@@ -54,6 +58,51 @@ impl Store {
             .map_or_else(|| Ok(Seen::default()), |seen| from_json("watch", project.as_str(), &seen))
     }
 
+    /// Notes that a reader met something lost that no record of damage names.
+    ///
+    /// # Errors
+    /// The catalogue does not answer.
+    pub async fn report_loss(&self, project: &ProjectId, now: Timestamp) -> Result<()> {
+        let mut tx = self.write().await?;
+        tx.query(
+            "INSERT INTO watches (project_id, state, losses, updated_at) VALUES ($1, '{}', 1, $2) \
+             ON CONFLICT (project_id) DO UPDATE SET losses = watches.losses + 1",
+        )
+        .bind(project.as_str().to_owned())
+        .bind(now.as_micros())
+        .execute(tx.conn())
+        .await?;
+        tx.commit().await
+    }
+
+    /// How many losses readers told of that nobody settled.
+    ///
+    /// # Errors
+    /// The catalogue does not answer.
+    pub async fn count_losses(&self, project: &ProjectId) -> Result<i64> {
+        let mut tx = self.read_one().await?;
+        let row: Option<(i64,)> = tx
+            .query_as("SELECT losses FROM watches WHERE project_id = $1")
+            .bind(project.as_str().to_owned())
+            .fetch_optional(tx.conn())
+            .await?;
+        Ok(row.map_or(0, |(losses,)| losses))
+    }
+
+    /// Forgets so many of them: the watch that was saved knows.
+    ///
+    /// # Errors
+    /// The catalogue does not answer.
+    pub async fn settle_losses(&self, project: &ProjectId, count: i64) -> Result<()> {
+        let mut tx = self.write().await?;
+        tx.query("UPDATE watches SET losses = losses - $2 WHERE project_id = $1")
+            .bind(project.as_str().to_owned())
+            .bind(count)
+            .execute(tx.conn())
+            .await?;
+        tx.commit().await
+    }
+
     /// Projects in whose repositories something is lost that no record of damage names, or of
     /// which that cannot be told.
     ///
@@ -61,15 +110,16 @@ impl Store {
     /// The catalogue does not answer.
     pub async fn list_in_doubt(&self) -> Result<Vec<ProjectId>> {
         let mut tx = self.read_one().await?;
-        let rows: Vec<(String, String)> = tx
-            .query_as("SELECT project_id, state FROM watches ORDER BY project_id")
+        let rows: Vec<(String, String, i64)> = tx
+            .query_as("SELECT project_id, state, losses FROM watches ORDER BY project_id")
             .fetch_all(tx.conn())
             .await?;
-        let is_in_doubt = |(project, state): &(String, String)| {
-            from_json::<Doubt>("watch", project, state).map_or(true, |doubt| doubt.is_in_doubt)
+        let is_in_doubt = |(project, state, losses): &(String, String, i64)| {
+            let doubt = from_json::<Doubt>("watch", project, state);
+            *losses > 0 || doubt.map_or(true, |doubt| doubt.is_in_doubt)
         };
         let in_doubt = rows.into_iter().filter(is_in_doubt);
-        Ok(in_doubt.map(|(project, _)| ProjectId::new(project)).collect())
+        Ok(in_doubt.map(|(project, _, _)| ProjectId::new(project)).collect())
     }
 
     /// Records how far it has come.
@@ -128,6 +178,25 @@ mod tests {
             let doubted = if is_in_doubt { vec![project.clone()] } else { Vec::new() };
             assert_eq!(store.list_in_doubt().await.unwrap(), doubted);
         }
+    }
+
+    #[tokio::test]
+    async fn a_loss_that_is_told_of_stays_until_it_is_settled_whatever_is_saved() {
+        let store = Store::open_in_memory().await.unwrap();
+        let (project, now) = (ProjectId::new("p"), Timestamp::from_micros(1));
+        assert_eq!(store.count_losses(&project).await.unwrap(), 0);
+        store.report_loss(&project, now).await.unwrap();
+        assert_eq!(store.find_watch(&project).await.unwrap(), Watch::default());
+        let known = store.count_losses(&project).await.unwrap();
+        // Another is told of meanwhile.
+        store.report_loss(&project, now).await.unwrap();
+        store.save_watch(&project, &Watch::default(), now).await.unwrap();
+        for _ in 0..2 {
+            assert_eq!(store.list_in_doubt().await.unwrap(), std::slice::from_ref(&project));
+            store.settle_losses(&project, known).await.unwrap();
+        }
+        assert_eq!(store.list_in_doubt().await.unwrap(), []);
+        assert_eq!(store.count_losses(&project).await.unwrap(), 0);
     }
 
     #[tokio::test]

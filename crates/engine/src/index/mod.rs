@@ -421,6 +421,18 @@ impl Index {
         read(&self.state).objects.ids().collect()
     }
 
+    /// Those of them that list one of these packs.
+    pub(crate) fn objects_of(&self, packs: &BTreeSet<PackId>) -> BTreeSet<IndexId> {
+        let state = read(&self.state);
+        let (entries, all) = (state.objects.entries(), state.objects.packs());
+        let lists = |entry: &&ObjectEntry| {
+            let range = entry.first_pack as usize..entry.end() as usize;
+            all.get(range).into_iter().flatten().any(|pack| packs.contains(pack))
+        };
+        let alive = entries.iter().filter(|entry| entry.is_alive);
+        alive.filter(lists).map(|entry| entry.id).collect()
+    }
+
     pub(crate) fn report(&self) -> IndexReport {
         let state = read(&self.state);
         // An entry of a tree's node that is two thirds full.

@@ -59,15 +59,17 @@ impl Walk<'_> {
         let all_bytes = self.repositories.packs_bytes(project).await.map_err(text)?;
         let kind = if self.options.keyless { Kind::Keyless } else { Kind::Keyed };
         let cursor = Cursor::of(&self.config.state_dir, project, kind);
-        let begun = cursor.read().filter(|_| !self.options.from_start);
-        let begun_after = begun.as_ref().and_then(|place| place.after);
         let began_at = SystemClock.now();
+        // What began later than now began by a clock that was wrong.
+        let is_usable = |place: &Place| !self.options.from_start && place.began_at <= began_at;
+        let begun = cursor.read().filter(is_usable);
+        let begun_after = begun.as_ref().and_then(|place| place.after);
         let mut place = begun.unwrap_or(Place { after: None, began_at, index: None });
         let budget = self.options.budget.unwrap_or(u64::MAX);
         let shown = Progress::begin_bytes(form, "verifying", project, all_bytes.min(budget));
         let paced = Paced::new(shown.clone(), self.options.limit_rate, self.cancel.clone());
         let progress = Arc::new(paced);
-        let mut total = VerifyOutcome::default();
+        let (mut total, mut evidence_since) = (VerifyOutcome::default(), None);
         let walked = loop {
             let options = kedge_engine::VerifyOptions {
                 threads: self.threads(),
@@ -84,30 +86,29 @@ impl Walk<'_> {
                 Err(error) => break Err(error.to_string()),
             };
             place.go_on(&slice);
-            let noted = match place.after {
-                Some(_) => cursor.write(Some(&place)),
-                None => cursor.write(None),
-            };
+            add_up(&mut total, slice);
+            if place.after.is_none() {
+                // Before the cursor goes: a crash in between has it told again.
+                evidence_since = self.tell_evidence(project, &place).await;
+            }
+            let noted = cursor.write(place.after.is_some().then_some(&place));
             if let Err(error) = noted {
                 break Err(format!("noting how far it came: {error}"));
             }
-            add_up(&mut total, slice);
             let is_over = place.after.is_none() || total.read_bytes >= budget;
             if is_over || self.cancel.is_cancelled() {
                 break Ok(());
             }
         };
         shown.end();
-        walked?;
-        let evidence_since = self.tell_evidence(project, place).await;
-        Ok(self.told(total, begun_after, evidence_since))
+        walked.map(|()| self.told(total, begun_after, evidence_since))
     }
 
     /// What was verified from the start to the end, in however many calls, counts as evidence;
     /// since when.
-    async fn tell_evidence(&self, project: &ProjectId, place: Place) -> Option<Timestamp> {
-        let is_evidence = place.after.is_none() && !self.options.keyless;
-        let index = place.index.filter(|_| is_evidence)?;
+    async fn tell_evidence(&self, project: &ProjectId, place: &Place) -> Option<Timestamp> {
+        let is_evidence = !self.options.keyless && place.began_at <= SystemClock.now();
+        let index = place.index.clone().filter(|index| is_evidence && !index.is_empty())?;
         let told = self.repositories.record_reading(project, place.began_at, index).await;
         told.inspect_err(|error| note(&format!("this will not count as evidence: {error}")))
             .ok()?;

@@ -205,9 +205,10 @@ impl Parents {
             let same = parent.item.volumes.iter().find(is_same);
             let Some(stored) = same.and_then(|earlier| earlier.stored.clone()) else { continue };
             let Some(view) = parent.open(attempt, &self.repository).await? else { continue };
-            match blocking(move || view.volume(&stored.folder)).await {
+            let opened = blocking(move || view.volume(&stored.folder)).await;
+            match settle(attempt, &self.repository, opened).await {
                 Ok(volume) => return Ok(Some((volume, stored.change_token))),
-                Err(error) => pass_over(attempt, &self.repository, &parent.item, error).await?,
+                Err(error) => pass_over(attempt, &parent.item, error)?,
             }
         }
         Ok(None)
@@ -224,13 +225,16 @@ impl Parent {
             let snapshot = self.item.snapshot.as_ref().and_then(|at| at.snapshot.parse().ok());
             let shared = repository.clone();
             let opened = match snapshot {
-                Some(id) => Some(blocking(move || shared.open_snapshot(id)).await),
+                Some(id) => {
+                    let opened = blocking(move || shared.open_snapshot(id)).await;
+                    Some(settle(attempt, repository, opened).await)
+                }
                 None => None,
             };
             self.view = match opened {
                 Some(Ok(view)) => View::Opened(Arc::new(view)),
                 Some(Err(error)) => {
-                    pass_over(attempt, repository, &self.item, error).await?;
+                    pass_over(attempt, &self.item, error)?;
                     View::Unusable
                 }
                 None => View::Unusable,
@@ -244,13 +248,7 @@ impl Parent {
 }
 
 /// One that only cannot be had now must not make a whole backup of an incremental one.
-async fn pass_over(
-    attempt: &Attempt,
-    repository: &SharedRepository,
-    item: &Item,
-    error: RepositoryError,
-) -> Result<(), Trouble> {
-    let error = record_suspect(attempt, repository, error).await;
+fn pass_over(attempt: &Attempt, item: &Item, error: RepositoryError) -> Result<(), Trouble> {
     if error.is_retryable() {
         return Err(attempt.trouble(error));
     }
@@ -258,14 +256,14 @@ async fn pass_over(
     Ok(())
 }
 
-/// Damage that a backup meets is on record before anything builds on it again.
-async fn record_suspect(
+/// Damage that a backup meets is on record before it ends.
+async fn settle<T>(
     attempt: &Attempt,
     repository: &SharedRepository,
-    error: RepositoryError,
-) -> RepositoryError {
+    read: Result<T, RepositoryError>,
+) -> Result<T, RepositoryError> {
     let (repositories, project) = (&attempt.parts.repositories, &attempt.job.project_id);
-    repositories.record_suspect(project, repository, error, &attempt.stop).await
+    repositories.settle_suspects(project, repository, read).await
 }
 
 async fn store(
@@ -365,11 +363,7 @@ async fn store_volume(
         let result =
             blocking(move || session.store_volume(&source, parent.as_deref(), &options, &*meter))
                 .await;
-        let result = match result {
-            Ok(stored) => Ok(stored),
-            Err(error) => Err(record_suspect(attempt, repository, error).await),
-        };
-        match result {
+        match settle(attempt, repository, result).await {
             Ok(stored) => {
                 let elapsed = attempt.parts.clock.monotonic().saturating_sub(started);
                 let volume = StoredVolume {
@@ -481,13 +475,8 @@ async fn finish(
         }
         Ok(id)
     });
-    let snapshot = match written.await {
-        Ok(snapshot) => snapshot,
-        Err(error) => {
-            let error = record_suspect(attempt, &repository, error).await;
-            return Err(attempt.trouble(error));
-        }
-    };
+    let written = settle(attempt, &repository, written.await).await;
+    let snapshot = written.map_err(|error| attempt.trouble(error))?;
     attempt.at("protect.snapshot_written");
     let result = ProtectResult {
         protected_at: stored.protected_at,

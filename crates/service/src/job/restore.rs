@@ -180,25 +180,18 @@ impl Run<'_> {
         let id = id.map_err(|_| Trouble::Fault(format!("bug: {snapshot:?} is no snapshot")))?;
         let disks = writes.iter().map(|write| (write.folder.clone(), write.size_bytes)).collect();
         let opened = reading::open_disks(repository, id, disks).await;
-        self.unless_damaged(repository, opened).await
+        self.settle(repository, opened).await
     }
 
     /// Damage that a restore meets is on record before the restore tells of it.
-    async fn unless_damaged<T>(
+    async fn settle<T>(
         &self,
         repository: &SharedRepository,
         read: Result<T, RepositoryError>,
     ) -> Result<T, Trouble> {
-        match read {
-            Ok(read) => Ok(read),
-            Err(error) => {
-                let (attempt, project) = (self.attempt, &self.of.project);
-                let repositories = &attempt.parts.repositories;
-                let recorded =
-                    repositories.record_suspect(project, repository, error, &attempt.stop);
-                Err(attempt.trouble(recorded.await))
-            }
-        }
+        let repositories = &self.attempt.parts.repositories;
+        let settled = repositories.settle_suspects(&self.of.project, repository, read).await;
+        settled.map_err(|error| self.attempt.trouble(error))
     }
 
     /// Opens, and thereby marks, every destination before the first byte is written: a
@@ -230,7 +223,7 @@ impl Run<'_> {
         let reading = options.clone();
         let written =
             blocking(move || shared.restore_volume(&backup, &sink, &*lease, &reading, &*meter));
-        self.unless_damaged(repository, written.await).await?;
+        self.settle(repository, written.await).await?;
         attempt.at("restore.written");
         attempt.may_write()?;
         tokio::task::spawn_blocking(move || writer.finish())
@@ -242,9 +235,8 @@ impl Run<'_> {
         let source = DiskSource::first(reader, write.size_bytes);
         let source = ThrottledSource::new(source, bucket.clone());
         let (shared, meter) = (repository.clone(), attempt.meter.clone());
-        blocking(move || shared.compare_volume(&volume, &source, &options, &*meter))
-            .await
-            .map_err(|error| attempt.trouble(error))?;
+        let compared = blocking(move || shared.compare_volume(&volume, &source, &options, &*meter));
+        self.settle(repository, compared.await).await?;
         tracing::info!(volume.id = %write.volume, write.size_bytes, "restored and read back volume {}", write.volume);
         Ok(())
     }
@@ -281,9 +273,11 @@ impl Run<'_> {
     async fn proof(&self) -> Result<Option<Proof>, Trouble> {
         let (parts, project) = (&self.attempt.parts, &self.of.project);
         let Some(item) = parts.store.find_item(project, self.item).await? else { return Ok(None) };
+        let now = parts.clock.now();
         let is_restored =
             |disk: &VolumeBackup| self.record.pairs.iter().any(|pair| pair.backup == disk.id);
-        if !item.volumes.iter().all(is_restored) {
+        // A clock that was set back meanwhile cannot tell since when.
+        if !item.volumes.iter().all(is_restored) || self.record.created_at > now {
             return Ok(None);
         }
         let disk = |disk: &VolumeBackup| {
@@ -302,7 +296,7 @@ impl Run<'_> {
             outcome: Some(Outcome { verdict, reason, disks, boot: None }),
             created_at: self.record.created_at,
             started_at: Some(self.record.created_at),
-            finished_at: Some(parts.clock.now()),
+            finished_at: Some(now),
         }))
     }
 

@@ -62,10 +62,12 @@ impl Parts {
     ) -> Result<Look, RepositoryError> {
         let mut watch = self.store.find_watch(project).await?;
         watch.forget_after(self.clock.now());
-        if self.repositories.wholeness.take_report(project) {
-            watch.walked_upto = 0;
+        let losses = self.store.count_losses(project).await?;
+        if self.repositories.wholeness.take_report(project) || losses > 0 {
+            (watch.walked_upto, watch.is_in_doubt) = (0, true);
             let noted = self.note_doubt(project, &watch).await;
-            noted.inspect_err(|_| self.repositories.wholeness.report_loss(project))?;
+            noted.inspect_err(|_| self.repositories.wholeness.note_report(project))?;
+            self.store.settle_losses(project, losses).await?;
         }
         let repository = self.repositories.get(project).await?;
         let latest = self.store.latest_sequence(project).await?;

@@ -90,22 +90,29 @@ impl Run<'_> {
         Ok(true)
     }
 
-    /// What `kedge repo verify` read need not be read again. Heard again, where this is cut off
-    /// or the store deletes nothing, it says the same.
+    /// What `kedge repo verify` read need not be read again. Each mark is heard once, also
+    /// where the store deletes nothing: later it would speak of another time, or of what has
+    /// been away since.
     pub(super) async fn hear_readings(&self, look: &mut Look) -> Result<(), RepositoryError> {
         let shared = Arc::clone(&look.repository);
         let readings = blocking(move || shared.list_readings()).await?;
+        let there = |mark: &String| readings.iter().any(|(there, _)| there.to_string() == *mark);
+        look.watch.heard.retain(there);
         if readings.is_empty() {
             return Ok(());
         }
         let now = self.parts.clock.now();
-        for (_, Reading { began_at, index }) in &readings {
+        for (mark, Reading { began_at, index }) in &readings {
             let began_at = Timestamp::from_micros(began_at.as_micros());
-            // One that a wrong clock dates later than now is of no age.
-            if began_at <= now {
-                let names: Vec<_> = index.iter().map(ToString::to_string).collect();
-                look.watch.note_read(&names, began_at);
+            if !look.watch.heard.insert(mark.to_string()) {
+                continue;
             }
+            if began_at > now {
+                tracing::warn!(project.id = ?self.project, "a verification that began at {began_at} counts for nothing: that is later than now");
+                continue;
+            }
+            let names: Vec<_> = index.iter().map(ToString::to_string).collect();
+            look.watch.note_read(&names, began_at);
         }
         self.save(look).await?;
         let heard: Vec<_> = readings.into_iter().map(|(mark, _)| mark).collect();

@@ -12,7 +12,7 @@ use kedge_core::ports::Clock as _;
 use kedge_core::proof::ProofKind;
 use kedge_core::resource::Server;
 use kedge_core::status::ItemStatus;
-use kedge_engine::{Backend as _, BackendError, CancelFlag, ObjectKind};
+use kedge_engine::{Backend as _, BackendError, CancelFlag, ObjectKind, ObjectName};
 use kedge_store::RestoreStatus;
 use kedge_testkit::{Harness, PROJECT};
 
@@ -139,6 +139,139 @@ async fn an_index_object_that_a_restore_misses_turns_the_verdict() {
         assert_eq!(verdict(&harness, &saved, &server).await, Err(Code::DataDamaged));
         assert_eq!(verdict(&harness, &other_item, &other).await, Ok(()));
         harness.app.watch(&CancelFlag::new()).await;
+    }
+}
+
+/// Whatever happens to the watch, to the process, or to both.
+#[tokio::test]
+async fn what_a_restore_missed_stays_known_until_a_look_has_come_to_its_end() {
+    for calls in 0.. {
+        let harness = Harness::new().await;
+        let server = harness.add_server(&[&disk(17, MIB)]);
+        let saved = back_up(&harness, &server).await;
+        let store = harness.places.store_of(&server.project_id);
+        for lost in store.inner().list(ObjectKind::Index).unwrap() {
+            store.inner().delete(&lost.name).unwrap();
+        }
+        let harness = harness.restarted().await;
+        begin_restore(&harness, &saved, straight(&saved, &server)).await.unwrap();
+        harness.run_jobs_to_their_end().await;
+        let harness = if calls % 2 == 0 { harness.restarted().await } else { harness };
+        assert!(verdict(&harness, &saved, &server).await.is_err(), "restarted");
+        let how = [Interruption::Outage, Interruption::Hiccup][calls / 2 % 2];
+        let is_cut = watch_interrupted(&harness, calls / 4, how).await;
+        assert!(verdict(&harness, &saved, &server).await.is_err(), "cut after {calls}");
+        let harness = harness.restarted().await;
+        assert!(verdict(&harness, &saved, &server).await.is_err(), "restarted after {calls}");
+        harness.app.watch(&CancelFlag::new()).await;
+        assert_eq!(verdict(&harness, &saved, &server).await, Err(Code::DataDamaged));
+        if !is_cut {
+            assert!(calls > 40, "it went through the watch");
+            break;
+        }
+    }
+}
+
+/// The blob lies elsewhere as well: the restore is well, and what it met is known all the same.
+#[tokio::test]
+async fn a_bad_copy_that_a_restore_could_do_without_is_recorded() {
+    let harness = Harness::new().await;
+    let content = disk(18, 2 * MIB);
+    let server = harness.add_server(&[&content]);
+    let (saved, packs) = back_up_alone(&harness, &server).await;
+    let store = harness.places.store_of(&server.project_id);
+    let whole = store.inner().get(&packs.largest, u64::MAX).unwrap();
+    damage(&harness, &server.project_id, &packs.largest);
+    verify(&harness, &server.project_id).await;
+    // Stored anew; then the first copy is well again, and so nobody's concern.
+    let twin = harness.add_server(&[&content]);
+    back_up(&harness, &twin).await;
+    store.inner().delete(&packs.largest).unwrap();
+    store.inner().put(&packs.largest, &whole).unwrap();
+    verify(&harness, &server.project_id).await;
+    let repository = harness.app.repositories().get(&server.project_id).await.unwrap();
+    assert_eq!(repository.list_damage().unwrap(), []);
+    let mut packs: Vec<_> = store.inner().list(ObjectKind::Pack).unwrap();
+    packs.sort_unstable_by_key(|pack| pack.size_bytes);
+    // Whichever of the two a reader prefers.
+    for copy in packs.iter().rev().take(2) {
+        let whole = store.inner().get(&copy.name, u64::MAX).unwrap();
+        damage(&harness, &server.project_id, &copy.name);
+        scramble(&harness, &server);
+        begin_restore(&harness, &saved, straight(&saved, &server)).await.unwrap();
+        harness.run_jobs_to_their_end().await;
+        assert!(contents(&harness, &server)[0] == content);
+        assert_eq!(verdict(&harness, &saved, &server).await, Ok(()));
+        let known = repository.list_damage().unwrap();
+        if let [damage] = &known[..] {
+            assert_eq!(ObjectName::Pack(damage.pack), copy.name);
+            return;
+        }
+        assert_eq!(known, [], "it was not read");
+        store.inner().delete(&copy.name).unwrap();
+        store.inner().put(&copy.name, &whole).unwrap();
+    }
+    panic!("a restore reads one of the copies");
+}
+
+/// The pack is listed nowhere by then, so there is nothing to mark.
+#[tokio::test]
+async fn a_pack_that_went_bad_together_with_its_index_object_turns_the_verdict() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(15, 2 * MIB)]);
+    let (saved, packs) = back_up_alone(&harness, &server).await;
+    let store = harness.places.store_of(&server.project_id);
+    let harness = harness.restarted().await;
+    // The process knows what the index object said.
+    harness.app.repositories().get(&server.project_id).await.unwrap();
+    for listed in store.inner().list(ObjectKind::Index).unwrap() {
+        damage(&harness, &server.project_id, &listed.name);
+    }
+    damage(&harness, &server.project_id, &packs.smallest);
+    assert_eq!(verdict(&harness, &saved, &server).await, Ok(()), "nobody knows yet");
+    harness.cloud.clear_write_log();
+    begin_restore(&harness, &saved, straight(&saved, &server)).await.unwrap();
+    harness.run_jobs_to_their_end().await;
+    assert_untouched(&harness);
+    assert_eq!(verdict(&harness, &saved, &server).await, Err(Code::DamageNotLocated));
+}
+
+/// Without its configuration nobody can open the repository, but for who has it open.
+#[tokio::test]
+async fn a_repository_that_cannot_be_opened_any_more_is_noticed_by_the_first_who_tries() {
+    let mut harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(16, MIB)]);
+    let saved = back_up(&harness, &server).await;
+    let store = harness.places.store_of(&server.project_id);
+    for (kind, is_flipped, by_watch) in [
+        (ObjectKind::Config, true, true),
+        (ObjectKind::Config, false, false),
+        (ObjectKind::Key, true, false),
+        (ObjectKind::Key, false, true),
+    ] {
+        let lost = store.inner().list(kind).unwrap()[0].name;
+        let bytes = store.inner().get(&lost, u64::MAX).unwrap();
+        if is_flipped {
+            damage(&harness, &server.project_id, &lost);
+        } else {
+            store.inner().delete(&lost).unwrap();
+        }
+        harness = harness.restarted().await;
+        assert_eq!(verdict(&harness, &saved, &server).await, Ok(()), "nobody has tried");
+        harness.cloud.clear_write_log();
+        if by_watch {
+            harness.app.watch(&CancelFlag::new()).await;
+        } else {
+            begin_restore(&harness, &saved, straight(&saved, &server)).await.unwrap();
+            harness.run_jobs_to_their_end().await;
+            assert_untouched(&harness);
+        }
+        let refused = verdict(&harness, &saved, &server).await;
+        assert!(refused.is_err(), "{kind:?} {is_flipped}");
+        store.inner().delete(&lost).unwrap();
+        store.inner().put(&lost, &bytes).unwrap();
+        harness.app.watch(&CancelFlag::new()).await;
+        assert_eq!(verdict(&harness, &saved, &server).await, Ok(()));
     }
 }
 

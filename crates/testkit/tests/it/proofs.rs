@@ -8,6 +8,7 @@ use kedge_core::drill::{Boot, DiskReport, StageError};
 use kedge_core::evidence::Grade;
 use kedge_core::explain::{Repair, Until};
 use kedge_core::ids::ProjectId;
+use kedge_core::ports::Clock as _;
 use kedge_core::proof::{DrillOutcome, Proof, ProofKind, ProofStatus, ProofVerdict};
 use kedge_core::resource::Server;
 use kedge_engine::{Backend as _, CancelFlag, ObjectKind};
@@ -181,7 +182,6 @@ async fn servers_are_drilled_in_turn_and_the_latest_backup_stands_for_its_server
     harness.clock.advance(DAY);
     let of_a = back_up(&harness, &a).await;
     let due = |ago: u32| {
-        use kedge_core::ports::Clock as _;
         let at = harness.clock.now().as_micros() - i64::from(ago) * 86_400_000_000;
         kedge_core::time::Timestamp::from_micros(at)
     };
@@ -232,6 +232,34 @@ async fn a_reading_that_failed_ends_what_an_earlier_one_showed() {
     assert_eq!(grade(&harness, &saved, &server).await.0, Grade::Recorded);
 }
 
+/// It was asked for before the reading began, and says less.
+#[tokio::test]
+async fn a_restore_that_took_long_takes_nothing_from_a_later_reading() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(1, MIB)]);
+    let saved = back_up(&harness, &server).await;
+    let context = harness.context().await;
+    let read_since = async || {
+        let questions = vec![straight(&saved, &server)];
+        let explained = harness.app.explain_restorable(&context, questions).await.unwrap();
+        explained[0].evidence.unwrap().read_since
+    };
+    begin_restore(&harness, &saved, straight(&saved, &server)).await.unwrap();
+    harness.clock.advance(2 * DAY);
+    let later = harness.clock.now();
+    ask(&harness, &saved, ProofKind::Read).await;
+    prove(&harness).await;
+    assert_eq!(read_since().await, Some(later));
+    harness.run_jobs_to_their_end().await;
+    assert_eq!(harness.app.list_proofs(&context, &saved.id).await.unwrap().len(), 2);
+    assert_eq!(read_since().await, Some(later));
+    // The next reading speaks of now.
+    harness.clock.advance(DAY);
+    ask(&harness, &saved, ProofKind::Read).await;
+    prove(&harness).await;
+    assert_eq!(read_since().await, Some(harness.clock.now()));
+}
+
 #[tokio::test]
 async fn readings_come_before_drills_and_no_project_has_two_turns_while_others_wait() {
     let harness = Harness::new().await;
@@ -246,7 +274,6 @@ async fn readings_come_before_drills_and_no_project_has_two_turns_while_others_w
     ask(&harness, &items[2], ProofKind::Read).await;
     assert_eq!(prove(&harness).await.item_id, items[2].id);
     let begin = async |last: &ProjectId| {
-        use kedge_core::ports::Clock as _;
         let begun = harness.store.begin_proof(Some(last), harness.clock.now()).await;
         begun.unwrap().unwrap().item_id
     };

@@ -9,9 +9,10 @@ use kedge_core::checkpoint::{Item, Method};
 use kedge_core::ids::{CheckpointId, ItemId, PlanId, ProjectId, RestoreId};
 use kedge_core::resource::{SERVER_TYPE, Server};
 use kedge_core::restore::{Mapping, Pair, Question};
+use kedge_engine::layer::Fault;
 use kedge_engine::{
-    Backend as _, CancelFlag, ForeignLocks, NoProgress, ObjectKind, ObjectName, VerifyOptions,
-    VerifyOutcome,
+    Backend as _, BackendError, CancelFlag, ForeignLocks, NoProgress, ObjectKind, ObjectName,
+    VerifyOptions, VerifyOutcome,
 };
 use kedge_service::care::{Prune, Run};
 use kedge_service::error::Error;
@@ -72,6 +73,8 @@ pub(crate) async fn prune(harness: &Harness, project: &ProjectId) {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Interruption {
     Outage,
+    /// One call fails, and the next is answered.
+    Hiccup,
     Shutdown,
 }
 
@@ -85,6 +88,10 @@ pub(crate) async fn watch_interrupted(harness: &Harness, calls: usize, how: Inte
         match (before, how, same.upgrade()) {
             (Ok(1), Interruption::Shutdown, _) => flag.cancel(),
             (Ok(1), Interruption::Outage, Some(store)) => store.break_down(),
+            (Ok(1), Interruption::Hiccup, Some(store)) => {
+                let error = BackendError::Unreachable { text: "hiccup".into() };
+                store.fail_after(0, Fault::Before(error));
+            }
             _ => {}
         }
     });

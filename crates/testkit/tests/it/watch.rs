@@ -735,6 +735,45 @@ async fn a_verification_that_is_heard_again_says_the_same() {
     }
 }
 
+/// What it tells of later is another matter: it may have been away meanwhile, or the moment
+/// that it names may have come.
+#[tokio::test]
+async fn a_verification_is_heard_once_also_where_the_store_keeps_its_mark() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(36, 2 * MIB)]);
+    back_up(&harness, &server).await;
+    let (project, store) = (&server.project_id, harness.places.store_of(&ProjectId::new(PROJECT)));
+    let seen = async || harness.store.find_seen(project).await.unwrap();
+    let tomorrow = harness.clock.now().plus(24 * HOUR);
+    let index = verify(&harness, project).await.index;
+    let repositories = harness.app.repositories();
+    repositories.record_reading(project, tomorrow, index).await.unwrap();
+    let verified_at = verify_all(&harness).await;
+    let kept: Vec<_> = objects(&harness, ObjectKind::Mark)
+        .into_iter()
+        .map(|mark| (mark, store.inner().get(&mark, u64::MAX).unwrap()))
+        .collect();
+    assert_eq!(kept.len(), 2);
+    let put_back = || kept.iter().for_each(|(mark, bytes)| drop(store.inner().put(mark, bytes)));
+    watch(&harness).await;
+    put_back();
+    assert!(
+        seen().await.read_since < Some(tomorrow) && seen().await.read_since >= Some(verified_at)
+    );
+    harness.clock.advance(25 * HOUR);
+    watch(&harness).await;
+    put_back();
+    assert!(seen().await.read_since < Some(tomorrow), "{:?}", seen().await);
+    // An index object comes and goes; the old mark does not vouch for it.
+    let [lost] = objects(&harness, ObjectKind::Index).try_into().unwrap();
+    let bytes = store.inner().get(&lost, u64::MAX).unwrap();
+    store.inner().delete(&lost).unwrap();
+    watch(&harness).await;
+    put_back();
+    store.inner().put(&lost, &bytes).unwrap();
+    assert!(watch(&harness).await.read_bytes > 0, "it is read again");
+}
+
 /// Every backup is read back within a day, and by the next look where there is time for it.
 #[tokio::test]
 async fn a_day_of_backups_is_read_back_hour_by_hour() {
