@@ -6,8 +6,8 @@ use std::sync::Arc;
 use kedge_core::ids::{ItemId, ProjectId};
 use kedge_core::job::{ProtectState, Work};
 use kedge_engine::{
-    CancelFlag, CheckReport, Closed, ForeignLocks, Freed, OpenGate, Progress, PruneOptions,
-    PruneReport, ReadData, Repository, SnapshotId, Stats, TreeId,
+    CancelFlag, CheckReport, Closed, EngineError, ForeignLocks, Freed, OpenGate, Progress,
+    PruneOptions, PruneReport, ReadData, Repository, SnapshotId, Stats, TreeId, holds_snapshot,
 };
 
 use crate::job::item_tag;
@@ -64,7 +64,7 @@ impl Repositories {
         let keep = self.trees_of_jobs(project).await?;
         let repository = self.get(project).await?;
         let clock = self.clock.clone();
-        blocking(move || {
+        let pruned = blocking(move || {
             let options = PruneOptions {
                 name: PRUNE_NAME,
                 unused_percent_max: how.unused_percent_max,
@@ -80,8 +80,44 @@ impl Repositories {
                 Run::Really => repository.prune(&options, &OpenGate, &cancel, &*progress),
                 Run::Dry => repository.plan_prune(&options, &cancel),
             }
-        })
-        .await
+        });
+        match pruned.await {
+            Err(RepositoryError::Engine(error @ EngineError::Damaged { .. })) => {
+                Err(self.why_not_pruned(project, error).await?)
+            }
+            pruned => pruned,
+        }
+    }
+
+    /// A backup whose snapshot object is lost is kept, since that may come back; if its data
+    /// cannot be walked either, nobody can tell what to keep until somebody lets it go.
+    async fn why_not_pruned(
+        &self,
+        project: &ProjectId,
+        error: EngineError,
+    ) -> Result<RepositoryError, RepositoryError> {
+        let backend = self.places.backend(project)?;
+        let items = self.store.all_items(project).await?;
+        let lost = blocking(move || {
+            let mut lost = Vec::new();
+            for item in items {
+                let named = item.snapshot.as_ref().and_then(|named| named.snapshot.parse().ok());
+                if let Some(id) = named
+                    && !holds_snapshot(&*backend, id)?
+                {
+                    lost.push(item.id);
+                }
+            }
+            Ok(lost)
+        });
+        let lost = lost.await?;
+        let [first, more @ ..] = &lost[..] else { return Ok(error.into()) };
+        let and = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+        Ok(RepositoryError::Failed(format!(
+            "{error}; the repository has lost the snapshots of backup {first}{and}, whose data is \
+             kept as long as the catalogue knows them: bring the objects back, or delete the \
+             backups, and prune again"
+        )))
     }
 
     async fn known_snapshots(

@@ -214,6 +214,36 @@ async fn a_bad_copy_that_a_restore_could_do_without_is_recorded() {
     panic!("a restore reads one of the copies");
 }
 
+/// A prune cannot tell what to keep; it says which backup it is about, and how to go on.
+#[tokio::test]
+async fn a_prune_names_the_backup_that_keeps_it_from_pruning() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(19, MIB)]);
+    let other = back_up(&harness, &server).await;
+    let store = harness.places.store_of(&server.project_id);
+    let before = |kind| -> Vec<_> { store.inner().list(kind).unwrap() };
+    let (snapshots, index) = (before(ObjectKind::Snapshot), before(ObjectKind::Index));
+    harness.cloud.overwrite(&server.volumes[0].id, 0, &disk(20, MIB));
+    let lost = back_up(&harness, &server).await;
+    for (kind, known) in [(ObjectKind::Snapshot, snapshots), (ObjectKind::Index, index)] {
+        for gone in store.inner().list(kind).unwrap() {
+            if !known.contains(&gone) {
+                store.inner().delete(&gone.name).unwrap();
+            }
+        }
+    }
+    let harness = harness.restarted().await;
+    let refused = try_prune(&harness, &server.project_id).await.unwrap_err().to_string();
+    assert!(refused.contains(lost.id.as_str()), "{refused}");
+    assert!(!refused.contains(other.id.as_str()), "{refused}");
+    let context = harness.context().await;
+    harness.app.delete(&context, &lost.checkpoint_id, None).await.unwrap();
+    harness.run_jobs_to_their_end().await;
+    try_prune(&harness, &server.project_id).await.unwrap();
+    let harness = harness.restarted().await;
+    assert_eq!(verdict(&harness, &other, &server).await, Ok(()));
+}
+
 /// The pack is listed nowhere by then, so there is nothing to mark.
 #[tokio::test]
 async fn a_pack_that_went_bad_together_with_its_index_object_turns_the_verdict() {

@@ -12,12 +12,13 @@ use kedge_core::restore::{Mapping, Pair, Question};
 use kedge_engine::layer::Fault;
 use kedge_engine::{
     Backend as _, BackendError, CancelFlag, ForeignLocks, NoProgress, ObjectKind, ObjectName,
-    VerifyOptions, VerifyOutcome,
+    PruneReport, VerifyOptions, VerifyOutcome,
 };
 use kedge_service::care::{Prune, Run};
 use kedge_service::error::Error;
 use kedge_service::identity::UsersSource;
 use kedge_service::protect::ProtectRequest;
+use kedge_service::repositories::RepositoryError;
 use kedge_service::restore::RestoreRequest;
 use kedge_store::{PowerOn, Restore};
 use kedge_testkit::{Harness, PASSWORD, PROJECT, users_text};
@@ -59,6 +60,13 @@ pub(crate) fn demanding_users(grade: &str, days: Option<u32>) -> UsersSource {
 
 /// Removes from the repository whatever no backup needs. The service is to be restarted.
 pub(crate) async fn prune(harness: &Harness, project: &ProjectId) {
+    try_prune(harness, project).await.unwrap();
+}
+
+pub(crate) async fn try_prune(
+    harness: &Harness,
+    project: &ProjectId,
+) -> Result<PruneReport, RepositoryError> {
     let how = Prune {
         unused_percent_max: 0,
         repack_bytes_max: u64::MAX,
@@ -66,7 +74,7 @@ pub(crate) async fn prune(harness: &Harness, project: &ProjectId) {
         run: Run::Really,
     };
     let (cancel, progress) = (CancelFlag::new(), Arc::new(NoProgress));
-    harness.app.repositories().prune(project, how, cancel, progress).await.unwrap();
+    harness.app.repositories().prune(project, how, cancel, progress).await
 }
 
 /// How a watch ends before its time.

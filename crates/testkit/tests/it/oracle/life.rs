@@ -14,7 +14,7 @@
 //! nothing written. Where damage keeps the repository from being read at all, an answer
 //! that says it is unknown counts as right.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,11 +32,12 @@ use kedge_core::resource::{
 };
 use kedge_core::restore::{Mapping, Pair, Question};
 use kedge_core::status::ItemStatus;
+use kedge_core::time::Timestamp;
+use kedge_engine::layer::Operation;
 use kedge_engine::{
-    Backend as _, CancelFlag, ForeignLocks, NoProgress, ObjectKind, ObjectName, OpenGate,
+    Backend as _, CancelFlag, IndexId, NoProgress, ObjectKind, ObjectName, OpenGate, PackId,
     ReadOptions, Sink, SinkError,
 };
-use kedge_service::care::{Prune, Run};
 use kedge_service::repositories::{Repositories, RepositoryError};
 use kedge_service::restore::RestoreRequest;
 use kedge_service::settings::Kdf;
@@ -50,7 +51,7 @@ use super::scenario::{
     ItemRef, Kind, Owner, Repository, SERVER_TYPE, ServerDesc, ServerStatus, Snapshot, TargetDisk,
     VolumeRef, World, remainder,
 };
-use crate::support::{Interruption, disk, protect_request, watch_interrupted};
+use crate::support::{Interruption, disk, protect_request, try_prune, watch_interrupted};
 
 const CHUNK: usize = 512 << 10;
 const ZONES: [&str; 2] = ["az-01", "az-02"];
@@ -80,6 +81,7 @@ enum Deed {
     Kill,
     PassTime,
     Watch,
+    VerifySlice,
     WrongClock,
     ChangeServer,
     Venture,
@@ -87,7 +89,7 @@ enum Deed {
 }
 
 /// Each as often as it stands here.
-const DEEDS: [Deed; 36] = [
+const DEEDS: [Deed; 39] = [
     Deed::Write,
     Deed::Write,
     Deed::Write,
@@ -113,6 +115,9 @@ const DEEDS: [Deed; 36] = [
     Deed::PassTime,
     Deed::Watch,
     Deed::Watch,
+    Deed::VerifySlice,
+    Deed::VerifySlice,
+    Deed::VerifySlice,
     Deed::WrongClock,
     Deed::ChangeServer,
     Deed::Venture,
@@ -145,6 +150,8 @@ pub(super) struct Tally {
     pub(super) restored: u64,
     pub(super) refused: u64,
     pub(super) honestly_unknown: u64,
+    /// Evidence compared with what was done.
+    pub(super) graded: u64,
     /// Restores begun without a look before.
     pub(super) ventured: u64,
     /// Those that met damage, and turned the verdict.
@@ -157,6 +164,7 @@ impl Tally {
         self.restored += other.restored;
         self.refused += other.refused;
         self.honestly_unknown += other.honestly_unknown;
+        self.graded += other.graded;
         self.ventured += other.ventured;
         self.found_out += other.found_out;
     }
@@ -189,6 +197,13 @@ struct Made {
     is_known: Option<bool>,
 }
 
+/// How far a verification has come.
+struct Verification {
+    began_at: Timestamp,
+    after: Option<PackId>,
+    index: Option<BTreeSet<IndexId>>,
+}
+
 struct Life {
     harness: Harness,
     folder: TempDir,
@@ -200,6 +215,11 @@ struct Life {
     objects: Vec<ObjectName>,
     /// What is damaged, and what it held.
     damaged: Vec<(ObjectName, Vec<u8>)>,
+    verification: Option<Verification>,
+    /// When packs were last written or read, by the clock that the service goes by.
+    touched: BTreeMap<ObjectName, Timestamp>,
+    /// Calls of the store that [`Self::touched`] knows of.
+    calls: usize,
     tally: Tally,
     at: String,
     /// What the numbers came to.
@@ -227,6 +247,9 @@ impl Life {
             made: Vec::new(),
             objects: Vec::new(),
             damaged: Vec::new(),
+            verification: None,
+            touched: BTreeMap::new(),
+            calls: 0,
             tally: Tally::default(),
             at: String::new(),
             log: Vec::new(),
@@ -270,12 +293,58 @@ impl Life {
             Deed::Kill => self.kill(a, b, c).await,
             Deed::PassTime => self.harness.clock.advance(Duration::from_secs(a % (40 * 86_400))),
             Deed::Watch => self.watch(a, b).await,
+            Deed::VerifySlice => self.verify_slice(a).await,
             Deed::WrongClock => self.wrong_clock(a, b).await,
             Deed::ChangeServer => self.change_server(a, b),
             Deed::Venture => self.venture(a, b, c).await,
             Deed::Ask => self.ask(a, b, c).await,
         }
         self.see_objects();
+        self.evidence_is_no_better_than_what_was_done(a ^ c).await;
+    }
+
+    /// Called before the clock is set.
+    fn see_calls(&mut self) {
+        let calls = self.harness.places.store_of(&project()).recorded();
+        let now = self.harness.clock.now();
+        for (operation, name) in &calls[self.calls..] {
+            let is_touch = matches!(operation, Operation::Put | Operation::Get | Operation::ReadAt);
+            if let Some(pack @ ObjectName::Pack(_)) = name.filter(|_| is_touch) {
+                let known = self.touched.entry(pack).or_insert(now);
+                *known = now.max(*known);
+            }
+        }
+        self.calls = calls.len();
+    }
+
+    /// Nothing counts as read after a moment that nobody has touched since.
+    async fn evidence_is_no_better_than_what_was_done(&mut self, which: u64) {
+        self.see_calls();
+        let Some(at) = among(which, &self.made) else { return };
+        let made = self.made[at].clone();
+        let target = self.server(self.own(&made));
+        let asked = vec![question(&made.item, &target, 2)];
+        let context = self.harness.context().await;
+        let explained = self.harness.app.explain_restorable(&context, asked).await.unwrap();
+        // What is known to be damaged is not read: its size tells.
+        let known = explained[0].evidence.filter(|_| explained[0].explanation.verdict.is_ok());
+        let Some(since) = known.and_then(|known| known.read_since) else { return };
+        let Ok(repository) = self.harness.app.repositories().get(&project()).await else { return };
+        let id = made.item.snapshot.as_ref().unwrap().snapshot.parse().unwrap();
+        let packs = move || repository.packs_of(id, &CancelFlag::new());
+        // Where lists are damaged, the verdict is no.
+        let Ok(packs) = tokio::task::spawn_blocking(packs).await.unwrap() else { return };
+        for pack in packs {
+            let touched = self.touched.get(&ObjectName::Pack(pack)).copied();
+            assert!(
+                touched >= Some(since),
+                "{}: {} is read since {since}, its pack {pack} was touched at {touched:?}; {:#?}",
+                self.at,
+                made.item.id,
+                self.log
+            );
+        }
+        self.tally.graded += 1;
     }
 
     fn write(&self, server: u64, number: u64) {
@@ -364,19 +433,16 @@ impl Life {
             let row = self.harness.store.find_item(&project(), &made.item.id).await.unwrap();
             made.is_kept = row.is_some() || store.inner().find_size(&name).unwrap().is_some();
         }
-        let how = Prune {
-            unused_percent_max: 0,
-            repack_bytes_max: u64::MAX,
-            foreign_locks: ForeignLocks::Honour,
-            run: Run::Really,
-        };
-        let repositories = self.harness.app.repositories();
-        let (cancel, progress) = (CancelFlag::new(), Arc::new(NoProgress));
-        let pruned = repositories.prune(&project(), how, cancel, progress).await;
+        let pruned = try_prune(&self.harness, &project()).await;
         self.log.push(format!("pruned: {pruned:?}"));
-        // Where something needed is missing it refuses, and that is well.
-        let is_excused = !self.is_sound() || matches!(pruned, Err(RepositoryError::None));
-        assert!(pruned.is_ok() || is_excused, "{}: {pruned:?}", self.at);
+        // Where something needed is missing it refuses, and that is well; also where an old
+        // catalogue knows a backup that was deleted and pruned away since.
+        let is_excused = match &pruned {
+            Ok(_) | Err(RepositoryError::None) => true,
+            Err(RepositoryError::Failed(text)) => text.contains("has lost the snapshots of backup"),
+            Err(_) => !self.is_sound(),
+        };
+        assert!(is_excused, "{}: {pruned:?}", self.at);
         self.restart().await;
     }
 
@@ -449,6 +515,33 @@ impl Life {
         watch_interrupted(&self.harness, remainder(calls, 60), how).await;
     }
 
+    /// A verification goes on where it was, as `kedge repo verify --budget` does it.
+    async fn verify_slice(&mut self, budget: u64) {
+        let now = self.harness.clock.now();
+        let begun = self.verification.take().filter(|begun| begun.began_at <= now);
+        let Verification { began_at, after, index } =
+            begun.unwrap_or(Verification { began_at: now, after: None, index: None });
+        let options = kedge_engine::VerifyOptions {
+            threads: NonZeroUsize::MIN,
+            cancel: CancelFlag::new(),
+            after,
+            bytes_max: 1 + budget % (2 * CHUNK as u64),
+        };
+        let repositories = self.harness.app.repositories();
+        let verified = repositories.verify(&project(), options, Arc::new(NoProgress)).await;
+        let Ok(slice) = verified else { return };
+        let index = match index {
+            Some(index) => index.intersection(&slice.index).copied().collect(),
+            None => slice.index,
+        };
+        if slice.next.is_none() {
+            repositories.record_reading(&project(), began_at, index).await.unwrap();
+        } else {
+            let index = Some(index);
+            self.verification = Some(Verification { began_at, after: slice.next, index });
+        }
+    }
+
     async fn keep_catalogue(&mut self) {
         self.harness.store.close().await;
         std::fs::copy(self.catalogue(), self.folder.path().join("old.db")).unwrap();
@@ -519,6 +612,7 @@ impl Life {
         self.harness.clock.set_wrong_by(by);
         self.harness.app.watch(&CancelFlag::new()).await;
         self.back_up(server).await;
+        self.see_calls();
         self.harness.clock.set_wrong_by(0);
     }
 
@@ -699,7 +793,6 @@ impl Life {
         let said = checked[0].as_ref().map(drop).map_err(|no| no.code().as_str());
         self.tally.questions += 1;
         self.compare(said, right, truth);
-
         let is_late = turn / 24 % 3;
         if is_late == 1 {
             self.change_server(target_number(&self.servers, &target), turn);

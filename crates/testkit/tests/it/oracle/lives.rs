@@ -55,6 +55,7 @@ async fn verdicts_hold_through_lives() {
     assert!(tally.restored * 5 >= tally.questions, "{tally:?}: too few are carried out");
     assert!(tally.honestly_unknown * 10 <= tally.questions, "{tally:?}: too often unknown");
     assert!(tally.refused * 5 >= tally.questions, "{tally:?}: too few are refused");
+    assert!(tally.graded * 10 >= tally.questions, "{tally:?}: too little is graded");
     assert!(tally.found_out > 0 && tally.ventured > 2 * tally.found_out, "{tally:?}");
 }
 
@@ -64,12 +65,12 @@ async fn fresh_verdicts_hold_through_lives() {
     let count = seeds.end - seeds.start;
     let first = seeds.start;
     let all = live_all(seeds).await;
-    let Tally { questions, restored, refused, honestly_unknown, ventured, found_out } = all;
+    let Tally { questions, restored, refused, honestly_unknown, graded, ventured, found_out } = all;
     let line = format!(
         "oracle, lives: {count} from seed {first} on, {questions} questions, {restored} restored and \
          compared byte for byte, {refused} refused with nothing written, {honestly_unknown} honestly \
          unknown; {ventured} restored without a look before, of which {found_out} met damage and turned \
-         the verdict; nothing lost"
+         the verdict; {graded} times evidence no better than what was done; nothing lost"
     );
     report_figure("oracle-4-lives", &line);
 }
