@@ -1,9 +1,9 @@
 //! What is known of packs and blobs that the index lists: condemned by a prune that will
 //! remove them, found damaged, or read.
 //!
-//! Invariant: a place with a mark against it is never deduplicated against, so no new snapshot comes
-//! to depend on it. It may still be read from: a condemned pack is whole until it is
-//! removed, and of a damaged one some bytes may be good.
+//! Invariant: a place with a mark against it is never deduplicated against, so no new
+//! snapshot comes to depend on it. It may still be read from: a condemned pack is whole until
+//! it is removed, and of a damaged one some bytes may be good.
 //!
 //! They are documents beside the repository's own, which restic ignores, so that every
 //! process sees them and a lost catalogue takes none away. A document is written once; what

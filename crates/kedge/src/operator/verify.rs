@@ -125,7 +125,7 @@ impl Walk<'_> {
         begun_after: Option<PackId>,
         evidence_since: Option<Timestamp>,
     ) -> Outcome {
-        let is_complete = total.next.is_none() && !self.cancel.is_cancelled();
+        let is_complete = total.next.is_none();
         let extent = match (is_complete, begun_after) {
             (true, None) => "all of it",
             (true, Some(_)) => "the rest of it",
