@@ -77,6 +77,8 @@ struct Known {
 struct Begun {
     index: Names,
     answer: Answer,
+    /// It met what no mark spoke of when it began: under the same marks another may not.
+    has_met: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Wholeness {
@@ -114,7 +116,9 @@ impl Known {
     fn forget_passed(&mut self, index: &Names) {
         self.answers.retain(|_, begun| match begun.answer.clone().now_or_never() {
             None | Some(Ok(Data::Whole)) => true,
-            Some(Ok(Data::Damaged)) => begun.index == *index,
+            Some(Ok(Data::Damaged)) => {
+                begun.index == *index && !begun.has_met.load(Ordering::Relaxed)
+            }
             Some(Err(_)) => false,
         });
     }
@@ -189,14 +193,12 @@ impl Wholeness {
             *latest = index;
         }
         let index = latest;
-        let begin = |id: SnapshotId| Begun {
-            index: Arc::clone(index),
-            answer: walk(
-                Arc::clone(repository),
-                [Arc::clone(share), Arc::clone(&self.walks)],
-                cancel.clone(),
-                id,
-            ),
+        let begin = |id: SnapshotId| {
+            let turns = [Arc::clone(share), Arc::clone(&self.walks)];
+            let has_met = Arc::new(AtomicBool::new(false));
+            let met = Arc::clone(&has_met);
+            let answer = walk(Arc::clone(repository), turns, cancel.clone(), id, met);
+            Begun { index: Arc::clone(index), answer, has_met }
         };
         let mut answer =
             |id: &SnapshotId| answers.entry(*id).or_insert_with(|| begin(*id)).answer.clone();
@@ -210,6 +212,7 @@ fn walk(
     turns: [Arc<Semaphore>; 2],
     cancel: CancelFlag,
     id: SnapshotId,
+    has_met: Arc<AtomicBool>,
 ) -> Answer {
     let walking = tokio::spawn(async move {
         let closed = |_| RepositoryError::Failed("nobody may walk any more".to_owned());
@@ -217,7 +220,17 @@ fn walk(
         // The project's own turn first, so that nobody waits with another's in hand.
         let _own = share.acquire().await.map_err(closed)?;
         let _of_all = walks.acquire().await.map_err(closed)?;
-        blocking(move || repository.is_whole(id, &cancel)).await
+        blocking(move || {
+            let is_whole = repository.is_whole(id, &cancel)?;
+            if is_whole || !repository.has_suspects() {
+                return Ok(is_whole);
+            }
+            // Recorded it is known to everybody; and it may have been bad for a moment only.
+            has_met.store(true, Ordering::Relaxed);
+            repository.verify_suspects(None)?;
+            repository.is_whole(id, &cancel)
+        })
+        .await
     });
     let data = |is_whole| if is_whole { Data::Whole } else { Data::Damaged };
     let ended = move |ended: Result<Result<bool, RepositoryError>, tokio::task::JoinError>| {
@@ -326,7 +339,11 @@ mod tests {
         index: &Names,
         answer: BoxFuture<'static, Result<Data, Arc<RepositoryError>>>,
     ) -> Begun {
-        Begun { index: Arc::clone(index), answer: answer.shared() }
+        Begun {
+            index: Arc::clone(index),
+            answer: answer.shared(),
+            has_met: Arc::new(AtomicBool::new(false)),
+        }
     }
 
     /// Nobody need wait for a walk that ended: it is polled when it is asked about.
@@ -345,6 +362,9 @@ mod tests {
             known.answers.insert(id(digit), begun(&old, answer));
         }
         known.answers.insert(id('5'), begun(&new, ready(Ok(Data::Damaged)).boxed()));
+        let met = begun(&new, ready(Ok(Data::Damaged)).boxed());
+        met.has_met.store(true, Ordering::Relaxed);
+        known.answers.insert(id('6'), met);
         known.forget_passed(&new);
         let mut kept: Vec<_> = known.answers.keys().copied().collect();
         kept.sort_unstable();

@@ -214,6 +214,27 @@ async fn a_bad_copy_that_a_restore_could_do_without_is_recorded() {
     panic!("a restore reads one of the copies");
 }
 
+/// Verdicts walk because of another's damage, and meet it themselves.
+#[tokio::test]
+async fn what_a_verdict_met_is_forgotten_when_it_is_well_again() {
+    let harness = Harness::new().await;
+    let other = harness.add_server(&[&disk(21, MIB)]);
+    let server = harness.add_server(&[&disk(22, 2 * MIB)]);
+    let (saved, packs) = back_up_alone(&harness, &server).await;
+    back_up_and_damage(&harness, &other).await;
+    let store = harness.places.store_of(&server.project_id);
+    let whole = store.inner().get(&packs.smallest, u64::MAX).unwrap();
+    damage(&harness, &server.project_id, &packs.smallest);
+    assert_eq!(verdict(&harness, &saved, &server).await, Err(Code::DataDamaged));
+    let repository = harness.app.repositories().get(&server.project_id).await.unwrap();
+    let known = repository.list_damage().unwrap();
+    assert!(known.iter().any(|damage| ObjectName::Pack(damage.pack) == packs.smallest));
+    store.inner().delete(&packs.smallest).unwrap();
+    store.inner().put(&packs.smallest, &whole).unwrap();
+    verify(&harness, &server.project_id).await;
+    assert_eq!(verdict(&harness, &saved, &server).await, Ok(()));
+}
+
 /// A prune cannot tell what to keep; it says which backup it is about, and how to go on.
 #[tokio::test]
 async fn a_prune_names_the_backup_that_keeps_it_from_pruning() {
