@@ -259,6 +259,7 @@ impl Repository<Indexed> {
         self.visit_blobs(
             root,
             cancel,
+            |_| Ok(()),
             |_| true,
             |_, blob| {
                 let is_known = self.state.index.contains(BlobKind::Data, blob)?;
@@ -268,8 +269,8 @@ impl Repository<Indexed> {
     }
 
     /// Whether everything that restoring a snapshot's volumes takes can be had, as far as
-    /// that is known without reading data: its trees can be read, and every blob is listed
-    /// by a pack in which nobody found it damaged. Index and marks are refreshed. An error
+    /// that is known without reading data: its trees can be read, and every blob, of trees too,
+    /// is listed by a pack in which nobody found it damaged. Index and marks are refreshed. An error
     /// says that it is not known: that of a mark or an index object nobody can read, too. So
     /// does that of the snapshot object itself: it may come back.
     pub fn is_whole(&self, id: SnapshotId, cancel: &CancelFlag) -> Result<bool, EngineError> {
@@ -285,19 +286,24 @@ impl Repository<Indexed> {
             }
         }
         let is_volume = |node: &Node| node.name == VOLUME_FILE;
-        let require = |zeroes: &Zeroes, blob| {
-            // Zeroes are written without their blob.
-            if zeroes.len_of(blob).is_some() {
-                return Ok(());
-            }
-            let places = self.state.index.find_all(BlobKind::Data, blob)?;
+        let require = |kind, blob| {
+            let places = self.state.index.find_all(kind, blob)?;
             let can_be_had = places.iter().any(|place| {
                 !lost_packs.contains(&place.pack) && !lost_blobs.contains(&(place.pack, blob))
             });
-            if can_be_had { Ok(()) } else { Err(missing(blob)) }
+            let lost = || EngineError::damaged(blob_name(kind, blob), "missing");
+            if can_be_had { Ok(()) } else { Err(lost()) }
+        };
+        // One that can be read now may be what a mark speaks of all the same: what is said here
+        // holds as long as the marks do.
+        let require_tree = |tree: TreeId| require(BlobKind::Tree, tree.blob());
+        let require_data = |zeroes: &Zeroes, blob| match zeroes.len_of(blob) {
+            // Zeroes are written without their blob.
+            Some(_) => Ok(()),
+            None => require(BlobKind::Data, blob),
         };
         let tree = self.get_snapshot(id)?.tree;
-        let visited = self.visit_blobs(tree, cancel, is_volume, require);
+        let visited = self.visit_blobs(tree, cancel, require_tree, is_volume, require_data);
         match (visited, self.damaged_index_objects().into_iter().next()) {
             (Ok(()), _) => Ok(true),
             // What it lists may be just what is missing.
@@ -395,20 +401,23 @@ impl Repository<Indexed> {
     ) -> Result<BTreeSet<PackId>, EngineError> {
         let packs = RefCell::new(BTreeSet::new());
         let is_volume = |node: &Node| node.name == VOLUME_FILE;
-        self.visit_blobs(self.get_snapshot(id)?.tree, cancel, is_volume, |_, blob| {
+        let note = |_: &Zeroes, blob| {
             let place = self.state.index.find(BlobKind::Data, blob)?;
             packs.borrow_mut().extend(place.map(|place| place.pack));
             Ok(())
-        })?;
+        };
+        let tree = self.get_snapshot(id)?.tree;
+        self.visit_blobs(tree, cancel, |_| Ok(()), is_volume, note)?;
         Ok(packs.into_inner())
     }
 
-    /// Shows `visit` the blobs of data below a tree, of those files that are wanted. It
-    /// hears by which blobs a file's zeroes may be expressed.
+    /// Shows `enter` each tree before it is read, and `visit` the blobs of data below, of those
+    /// files that are wanted. It hears by which blobs a file's zeroes may be expressed.
     fn visit_blobs(
         &self,
         root: TreeId,
         cancel: &CancelFlag,
+        enter: impl Fn(TreeId) -> Result<(), EngineError>,
         is_wanted: impl Fn(&Node) -> bool,
         visit: impl Fn(&Zeroes, BlobId) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
@@ -416,6 +425,7 @@ impl Repository<Indexed> {
         let mut open = vec![root];
         while let Some(id) = open.pop() {
             cancel.check()?;
+            enter(id)?;
             for node in self.load_tree(id)?.nodes {
                 open.extend(node.subtree.filter(|subtree| seen.insert(*subtree)));
                 let Some(content) = node.content.as_ref().filter(|_| is_wanted(&node)) else {

@@ -235,6 +235,30 @@ async fn what_a_verdict_met_is_forgotten_when_it_is_well_again() {
     assert_eq!(verdict(&harness, &saved, &server).await, Ok(()));
 }
 
+/// What goes bad a second time is known already; nobody must have forgotten it meanwhile.
+#[tokio::test]
+async fn a_list_that_went_bad_is_relied_on_again_once_it_was_verified() {
+    let harness = Harness::new().await;
+    let server = harness.add_server(&[&disk(23, MIB)]);
+    let (saved, packs) = back_up_alone(&harness, &server).await;
+    let store = harness.places.store_of(&server.project_id);
+    let whole = store.inner().get(&packs.smallest, u64::MAX).unwrap();
+    damage(&harness, &server.project_id, &packs.smallest);
+    begin_restore(&harness, &saved, straight(&saved, &server)).await.unwrap();
+    harness.run_jobs_to_their_end().await;
+    let put_back = || {
+        store.inner().delete(&packs.smallest).unwrap();
+        store.inner().put(&packs.smallest, &whole).unwrap();
+    };
+    put_back();
+    assert_eq!(verdict(&harness, &saved, &server).await, Err(Code::DataDamaged), "nobody looked");
+    damage(&harness, &server.project_id, &packs.smallest);
+    assert_eq!(verdict(&harness, &saved, &server).await, Err(Code::DataDamaged));
+    put_back();
+    verify(&harness, &server.project_id).await;
+    assert_eq!(verdict(&harness, &saved, &server).await, Ok(()));
+}
+
 /// A prune cannot tell what to keep; it says which backup it is about, and how to go on.
 #[tokio::test]
 async fn a_prune_names_the_backup_that_keeps_it_from_pruning() {
