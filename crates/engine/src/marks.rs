@@ -295,6 +295,11 @@ impl Repository<Indexed> {
         Ok(self.state.marks.load(&self.vault)?.readings().collect())
     }
 
+    /// Whether a mark is there. A list alone proves no absence.
+    pub fn has_mark(&self, mark: MarkId) -> Result<bool, EngineError> {
+        self.vault.exists(&ObjectName::Mark(mark))
+    }
+
     /// Takes marks back of readings that somebody has listened to.
     pub fn forget_readings(&self, heard: &[MarkId]) -> Result<(), EngineError> {
         heard.iter().try_for_each(|mark| self.vault.delete(&ObjectName::Mark(*mark)))

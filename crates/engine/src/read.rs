@@ -214,7 +214,9 @@ impl Repository<Indexed> {
             });
             match opened {
                 Err(error @ EngineError::Damaged { .. }) => {
-                    self.state.suspects.note(location.pack);
+                    if !self.state.index.is_marked(location.pack, id) {
+                        self.state.suspects.note(location.pack);
+                    }
                     of_best = of_best.or(Some(error));
                 }
                 other => return other,
@@ -266,6 +268,16 @@ impl Repository<Indexed> {
                 if is_known { Ok(()) } else { Err(missing(blob)) }
             },
         )
+    }
+
+    /// Whether a tree and all below it is listed and can be read, as far as that is known
+    /// without reading data.
+    pub fn is_complete(&self, tree: TreeId, cancel: &CancelFlag) -> Result<bool, EngineError> {
+        match self.require_complete(tree, cancel) {
+            Ok(()) => Ok(true),
+            Err(EngineError::Damaged { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether everything that restoring a snapshot's volumes takes can be had, as far as

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    backend::ObjectName,
+    backend::{BackendError, ObjectName},
     control::{CancelFlag, NoProgress},
     error::EngineError,
     id::PackId,
@@ -21,13 +21,16 @@ use crate::{
 pub(crate) struct Suspects(Mutex<BTreeSet<PackId>>);
 
 /// What became of suspects.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Suspicion {
     /// Packs that are damaged, as it is recorded.
     pub damaged: Vec<PackDamage>,
     /// Whether something is lost that cannot be recorded: an index object, whatever it listed,
     /// or a blob that no index object lists.
     pub is_lost: bool,
+    /// What kept suspects from being looked at, if anything did: of the one that was told of, or
+    /// of the first. They stay suspects.
+    pub unseen: Option<EngineError>,
 }
 
 impl Suspects {
@@ -47,49 +50,62 @@ impl Repository<Indexed> {
     }
 
     /// Verifies the packs that readers met bad bytes in, and the one that a reader's error tells
-    /// of, and records what is wrong with them: a list of marks, the index objects that list
-    /// the packs, and the packs are read. Where that fails they stay suspects.
-    pub fn verify_suspects(&self, error: Option<&EngineError>) -> Result<Suspicion, EngineError> {
+    /// of, and records what is wrong with them. For each the marks are listed, and the index
+    /// objects that list it are read.
+    pub fn verify_suspects(&self, error: Option<&EngineError>, cancel: &CancelFlag) -> Suspicion {
         let told = error.and_then(pack_of);
-        told.into_iter().for_each(|pack| self.state.suspects.note(pack));
+        let is_lost = told.is_none() && matches!(error, Some(EngineError::Damaged { .. }));
+        let mut suspicion = Suspicion { is_lost, ..Suspicion::default() };
         let suspects = std::mem::take(&mut *self.state.suspects.packs());
-        let looked_at = self.look_at(&suspects);
-        if looked_at.is_err() {
-            self.state.suspects.packs().extend(&suspects);
+        let others = suspects.into_iter().filter(|pack| Some(*pack) != told);
+        for pack in told.into_iter().chain(others) {
+            match self.look_at(pack, cancel) {
+                Ok(found) => {
+                    suspicion.damaged.extend(found.damaged);
+                    suspicion.is_lost |= found.is_lost;
+                }
+                Err(error) => {
+                    self.state.suspects.note(pack);
+                    suspicion.unseen.get_or_insert(error);
+                }
+            }
         }
-        let mut suspicion = looked_at?;
-        suspicion.is_lost |= told.is_none() && matches!(error, Some(EngineError::Damaged { .. }));
-        Ok(suspicion)
+        suspicion
     }
 
-    fn look_at(&self, suspects: &BTreeSet<PackId>) -> Result<Suspicion, EngineError> {
-        if suspects.is_empty() {
-            return Ok(Suspicion::default());
-        }
+    fn look_at(&self, pack: PackId, cancel: &CancelFlag) -> Result<Suspicion, EngineError> {
+        cancel.check()?;
         let mut problems = Vec::new();
-        let objects = self.state.index.objects_of(suspects);
+        let objects = self.state.index.objects_of(pack);
         let catalogue = PackCatalogue::of(&self.vault, objects, &mut problems)?;
         self.state.index.forget_damaged(&catalogue.damaged);
-        let listed = suspects.iter().filter_map(|pack| Some((*pack, catalogue.bytes_of(*pack)?)));
-        let listed: Vec<_> = listed.collect();
-        let is_any_unlisted = listed.len() < suspects.len();
-        let options = VerifyOptions::of_all(&CancelFlag::new());
+        let is_lost = !catalogue.damaged.is_empty();
+        let Some(bytes) = catalogue.bytes_of(pack) else {
+            return Ok(Suspicion { is_lost: true, ..Suspicion::default() });
+        };
+        let options = VerifyOptions::of_all(cancel);
         let (record, outcome) = (OnDamage::Record, VerifyOutcome::default());
-        let outcome =
-            self.verify_these(listed, &catalogue, record, &options, outcome, &NoProgress)?;
-        let is_lost = is_any_unlisted || !outcome.passed_over.is_empty();
-        Ok(Suspicion { damaged: outcome.damaged, is_lost })
+        let packs = vec![(pack, bytes)];
+        let VerifyOutcome { damaged, passed_over, .. } =
+            self.verify_these(packs, &catalogue, record, &options, outcome, &NoProgress)?;
+        cancel.check()?;
+        let is_lost = is_lost || !passed_over.is_empty();
+        Ok(Suspicion { damaged, is_lost, unseen: None })
     }
 }
 
-/// The pack that an error of a reader tells of.
+/// The pack that an error of a reader tells of. What is not allowed, or out of reach, says
+/// nothing of it, nor does one that could not be written.
 fn pack_of(error: &EngineError) -> Option<PackId> {
     match error {
         EngineError::Damaged { object, .. } => {
             let name = object.strip_prefix("data/").and_then(|path| path.rsplit('/').next());
             name.and_then(|name| name.parse().ok())
         }
-        EngineError::Backend { object: ObjectName::Pack(pack), .. } => Some(*pack),
+        EngineError::Backend {
+            object: ObjectName::Pack(pack),
+            error: BackendError::Broken { .. },
+        } => Some(*pack),
         _ => None,
     }
 }

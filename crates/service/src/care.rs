@@ -63,7 +63,7 @@ impl Repositories {
         let known = self.known_snapshots(project).await?;
         let keep = self.trees_of_jobs(project).await?;
         let repository = self.get(project).await?;
-        let clock = self.clock.clone();
+        let (clock, why_cancel) = (self.clock.clone(), cancel.clone());
         let pruned = blocking(move || {
             let options = PruneOptions {
                 name: PRUNE_NAME,
@@ -83,7 +83,7 @@ impl Repositories {
         });
         match pruned.await {
             Err(RepositoryError::Engine(error @ EngineError::Damaged { .. })) => {
-                Err(self.why_not_pruned(project, error).await?)
+                Err(self.why_not_pruned(project, error, why_cancel).await?)
             }
             pruned => pruned,
         }
@@ -95,15 +95,17 @@ impl Repositories {
         &self,
         project: &ProjectId,
         error: EngineError,
+        cancel: CancelFlag,
     ) -> Result<RepositoryError, RepositoryError> {
-        let backend = self.places.backend(project)?;
+        let (backend, repository) = (self.places.backend(project)?, self.get(project).await?);
         let items = self.store.all_items(project).await?;
         let lost = blocking(move || {
             let mut lost = Vec::new();
             for item in items {
-                let named = item.snapshot.as_ref().and_then(|named| named.snapshot.parse().ok());
-                if let Some(id) = named
+                let Some(named) = &item.snapshot else { continue };
+                if let (Ok(id), Ok(tree)) = (named.snapshot.parse(), named.tree.parse())
                     && !holds_snapshot(&*backend, id)?
+                    && !repository.is_complete(tree, &cancel)?
                 {
                     lost.push(item.id);
                 }
@@ -114,9 +116,9 @@ impl Repositories {
         let [first, more @ ..] = &lost[..] else { return Ok(error.into()) };
         let and = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
         Ok(RepositoryError::Failed(format!(
-            "{error}; the repository has lost the snapshots of backup {first}{and}, whose data is \
-             kept as long as the catalogue knows them: bring the objects back, or delete the \
-             backups, and prune again"
+            "{error}; the repository has lost the snapshot and a part of the lists of backup \
+             {first}{and}, and nobody can tell what to keep for it: bring the objects back, or \
+             delete the backup, and prune again"
         )))
     }
 

@@ -321,7 +321,9 @@ impl Parts {
                 let facts =
                     answers.into_iter().map(|answer| self.data_fact(answer, asked_at, time_left));
                 let items = named.iter().map(|named| named.item.clone());
-                items.zip(join_all(facts).await).collect()
+                let facts = items.zip(join_all(facts).await).collect();
+                self.repositories.report_what_walks_met().await;
+                facts
             }
             Ok(Judged::Unreadable(error)) => {
                 tracing::error!(project.id = ?project, "whom damage harms cannot be told: {error}");

@@ -281,7 +281,8 @@ impl Parts {
             Ok(volumes)
         };
         let read = read.await;
-        let volumes = self.repositories.settle_suspects(project, &repository, read).await?;
+        let settled = self.repositories.settle_suspects(project, &repository, read, cancel);
+        let volumes = settled.await?;
         match proof.kind {
             ProofKind::Read | ProofKind::Restore => return Ok(()),
             ProofKind::Drill => {}

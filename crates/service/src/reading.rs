@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kedge_core::ids::ProjectId;
-use kedge_engine::{EngineError, SnapshotId, Suspicion, VolumeView};
+use kedge_engine::{CancelFlag, EngineError, SnapshotId, Suspicion, VolumeView};
 
 use crate::repositories::{Repositories, RepositoryError, SharedRepository, blocking};
 
@@ -45,23 +45,21 @@ impl Repositories {
         project: &ProjectId,
         repository: &SharedRepository,
         read: Result<T, RepositoryError>,
+        cancel: &CancelFlag,
     ) -> Result<T, RepositoryError> {
-        let shared = Arc::clone(repository);
+        let (shared, cancel) = (Arc::clone(repository), cancel.clone());
         match read {
             Err(RepositoryError::Engine(error)) if !error.is_unreachable() => {
-                let verified = blocking(move || Ok((shared.verify_suspects(Some(&error))?, error)));
-                let (suspicion, error) = verified.await?;
+                let verified =
+                    blocking(move || Ok((shared.verify_suspects(Some(&error), &cancel), error)));
+                let (mut suspicion, error) = verified.await?;
+                let unseen = suspicion.unseen.take();
                 self.tell(project, suspicion).await;
-                Err(error.into())
+                Err(unseen.unwrap_or(error).into())
             }
             Ok(read) if repository.has_suspects() => {
-                match blocking(move || shared.verify_suspects(None)).await {
-                    Ok(suspicion) => self.tell(project, suspicion).await,
-                    // What was read is good; the next reader looks.
-                    Err(error) => {
-                        tracing::warn!(project.id = ?project, "suspect packs wait: {error}");
-                    }
-                }
+                let verified = blocking(move || Ok(shared.verify_suspects(None, &cancel)));
+                self.tell(project, verified.await?).await;
                 Ok(read)
             }
             read => read,
@@ -74,6 +72,10 @@ impl Repositories {
         }
         if suspicion.is_lost {
             self.report_loss(project).await;
+        }
+        // The next reader looks at them.
+        if let Some(error) = suspicion.unseen {
+            tracing::warn!(project.id = ?project, "packs that gave bad bytes wait: {error}");
         }
     }
 }

@@ -216,8 +216,10 @@ impl Repositories {
     /// Something of a repository is lost that no record of damage can name: all verdicts about
     /// it walk lists until a look has.
     pub(crate) async fn report_loss(&self, project: &ProjectId) {
-        self.wholeness.note_report(project);
-        // This process knows anyway.
+        // One that waits for the next look is written down already.
+        if !self.wholeness.note_report(project) {
+            return;
+        }
         if let Err(error) = self.store.report_loss(project, self.clock.now()).await {
             tracing::warn!(project.id = ?project, "a loss is remembered for now only: {error}");
         }
@@ -308,13 +310,17 @@ impl Repositories {
 
 /// Whether what opens a repository is lost, rather than out of reach.
 fn is_lost(error: &EngineError) -> bool {
-    matches!(
-        error,
+    match error {
         EngineError::Damaged { .. }
-            | EngineError::NotARepository
-            | EngineError::WrongPassword
-            | EngineError::UnsupportedVersion(_)
-    )
+        | EngineError::NotARepository
+        | EngineError::WrongPassword
+        | EngineError::UnsupportedVersion(_) => true,
+        // A bad sector, or something that we may not read.
+        EngineError::Backend { object: ObjectName::Config | ObjectName::Key(_), .. } => {
+            !error.is_retryable() && !error.is_unreachable()
+        }
+        _ => false,
+    }
 }
 
 /// Makes the place of a repository that never was: what is not there cannot tell whether

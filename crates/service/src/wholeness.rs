@@ -50,6 +50,8 @@ pub(crate) struct Wholeness {
     /// process ends, and until it is known nobody hears yes.
     are_doubts_known: AtomicBool,
     walks: Arc<Semaphore>,
+    /// Projects in whose repositories walks found something lost that nobody was told of.
+    lost: Arc<Mutex<BTreeSet<ProjectId>>>,
 }
 
 type Names = Arc<BTreeSet<String>>;
@@ -95,6 +97,7 @@ impl Default for Wholeness {
             notices: AtomicU64::new(0),
             are_doubts_known: AtomicBool::new(false),
             walks: Arc::new(Semaphore::new(WALKS_MAX)),
+            lost: Arc::default(),
         }
     }
 }
@@ -142,10 +145,12 @@ impl Wholeness {
 
     /// A reader met something lost. The same, until the next look over the repository has
     /// walked all lists.
-    pub(crate) fn note_report(&self, project: &ProjectId) {
-        self.note_doubt(project);
+    /// Whether that is news.
+    pub(crate) fn note_report(&self, project: &ProjectId) -> bool {
+        let notice = self.notices.fetch_add(1, Ordering::Relaxed);
         let mut doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
-        doubts.entry(project.clone()).or_default().is_reported = true;
+        let known = doubts.insert(project.clone(), Doubt { notice, is_reported: true });
+        known.is_none_or(|known| !known.is_reported)
     }
 
     /// Whether a reader met something lost since the last look began. The doubt stays.
@@ -165,6 +170,11 @@ impl Wholeness {
 
     pub(crate) fn is_in_doubt(&self, project: &ProjectId) -> bool {
         self.doubt_of(project).is_some()
+    }
+
+    /// Projects in whose repositories walks found something lost, to be reported.
+    fn take_lost(&self) -> BTreeSet<ProjectId> {
+        std::mem::take(&mut *self.lost.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn doubt_of(&self, project: &ProjectId) -> Option<u64> {
@@ -196,7 +206,11 @@ impl Wholeness {
         let begin = |id: SnapshotId| {
             let turns = [Arc::clone(share), Arc::clone(&self.walks)];
             let has_met = Arc::new(AtomicBool::new(false));
-            let met = Arc::clone(&has_met);
+            let met = Met {
+                project: project.clone(),
+                anything: Arc::clone(&has_met),
+                lost: Arc::clone(&self.lost),
+            };
             let answer = walk(Arc::clone(repository), turns, cancel.clone(), id, met);
             Begun { index: Arc::clone(index), answer, has_met }
         };
@@ -206,13 +220,20 @@ impl Wholeness {
     }
 }
 
+/// Where a walk leaves what it met.
+struct Met {
+    project: ProjectId,
+    anything: Arc<AtomicBool>,
+    lost: Arc<Mutex<BTreeSet<ProjectId>>>,
+}
+
 /// A task of its own: it does not end with whoever waits for it.
 fn walk(
     repository: SharedRepository,
     turns: [Arc<Semaphore>; 2],
     cancel: CancelFlag,
     id: SnapshotId,
-    has_met: Arc<AtomicBool>,
+    met: Met,
 ) -> Answer {
     let walking = tokio::spawn(async move {
         let closed = |_| RepositoryError::Failed("nobody may walk any more".to_owned());
@@ -226,8 +247,10 @@ fn walk(
                 return Ok(is_whole);
             }
             // Recorded it is known to everybody; and it may have been bad for a moment only.
-            has_met.store(true, Ordering::Relaxed);
-            repository.verify_suspects(None)?;
+            met.anything.store(true, Ordering::Relaxed);
+            if repository.verify_suspects(None, &cancel).is_lost {
+                met.lost.lock().unwrap_or_else(PoisonError::into_inner).insert(met.project);
+            }
             repository.is_whole(id, &cancel)
         })
         .await
@@ -306,6 +329,13 @@ impl Repositories {
                 Ok(Judged::Unreadable(error))
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Remembers what walks found lost.
+    pub(crate) async fn report_what_walks_met(&self) {
+        for project in self.wholeness.take_lost() {
+            self.report_loss(&project).await;
         }
     }
 

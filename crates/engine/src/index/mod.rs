@@ -421,13 +421,18 @@ impl Index {
         read(&self.state).objects.ids().collect()
     }
 
-    /// Those of them that list one of these packs.
-    pub(crate) fn objects_of(&self, packs: &BTreeSet<PackId>) -> BTreeSet<IndexId> {
+    /// Whether a mark says that the blob's place in this pack is damaged.
+    pub(crate) fn is_marked(&self, pack: PackId, blob: BlobId) -> bool {
+        self.marks().standing(pack, blob) == Standing::Damaged
+    }
+
+    /// Those of them that list a pack.
+    pub(crate) fn objects_of(&self, pack: PackId) -> BTreeSet<IndexId> {
         let state = read(&self.state);
         let (entries, all) = (state.objects.entries(), state.objects.packs());
         let lists = |entry: &&ObjectEntry| {
             let range = entry.first_pack as usize..entry.end() as usize;
-            all.get(range).into_iter().flatten().any(|pack| packs.contains(pack))
+            all.get(range).is_some_and(|packs| packs.contains(&pack))
         };
         let alive = entries.iter().filter(|entry| entry.is_alive);
         alive.filter(lists).map(|entry| entry.id).collect()

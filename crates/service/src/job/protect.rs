@@ -263,7 +263,7 @@ async fn settle<T>(
     read: Result<T, RepositoryError>,
 ) -> Result<T, RepositoryError> {
     let (repositories, project) = (&attempt.parts.repositories, &attempt.job.project_id);
-    repositories.settle_suspects(project, repository, read).await
+    repositories.settle_suspects(project, repository, read, &attempt.stop).await
 }
 
 async fn store(

@@ -189,9 +189,9 @@ impl Run<'_> {
         repository: &SharedRepository,
         read: Result<T, RepositoryError>,
     ) -> Result<T, Trouble> {
-        let repositories = &self.attempt.parts.repositories;
-        let settled = repositories.settle_suspects(&self.of.project, repository, read).await;
-        settled.map_err(|error| self.attempt.trouble(error))
+        let (repositories, cancel) = (&self.attempt.parts.repositories, &self.attempt.stop);
+        let settled = repositories.settle_suspects(&self.of.project, repository, read, cancel);
+        settled.await.map_err(|error| self.attempt.trouble(error))
     }
 
     /// Opens, and thereby marks, every destination before the first byte is written: a

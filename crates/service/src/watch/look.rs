@@ -65,8 +65,10 @@ impl Parts {
         let losses = self.store.count_losses(project).await?;
         if self.repositories.wholeness.take_report(project) || losses > 0 {
             (watch.walked_upto, watch.is_in_doubt) = (0, true);
-            let noted = self.note_doubt(project, &watch).await;
-            noted.inspect_err(|_| self.repositories.wholeness.note_report(project))?;
+            if let Err(error) = self.note_doubt(project, &watch).await {
+                self.repositories.wholeness.note_report(project);
+                return Err(error);
+            }
             self.store.settle_losses(project, losses).await?;
         }
         let repository = self.repositories.get(project).await?;

@@ -9,7 +9,8 @@ use kedge_core::evidence::Round;
 use kedge_core::ids::ProjectId;
 use kedge_core::time::Timestamp;
 use kedge_engine::{
-    CancelFlag, EngineError, IndexId, PackId, Reading, SnapshotId, VerifyOptions, VerifyOutcome,
+    CancelFlag, EngineError, IndexId, MarkId, PackId, Reading, SnapshotId, VerifyOptions,
+    VerifyOutcome,
 };
 
 use super::look::Look;
@@ -96,8 +97,7 @@ impl Run<'_> {
     pub(super) async fn hear_readings(&self, look: &mut Look) -> Result<(), RepositoryError> {
         let shared = Arc::clone(&look.repository);
         let readings = blocking(move || shared.list_readings()).await?;
-        let there = |mark: &String| readings.iter().any(|(there, _)| there.to_string() == *mark);
-        look.watch.heard.retain(there);
+        self.forget_heard(look, &readings).await?;
         if readings.is_empty() {
             return Ok(());
         }
@@ -119,6 +119,27 @@ impl Run<'_> {
         let shared = Arc::clone(&look.repository);
         if let Err(error) = blocking(move || shared.forget_readings(&heard)).await {
             tracing::warn!(project.id = ?self.project, "readings heard of stay: {error}");
+        }
+        Ok(())
+    }
+
+    /// Marks that are there no more need not be remembered. A list alone proves no absence.
+    async fn forget_heard(
+        &self,
+        look: &mut Look,
+        listed: &[(MarkId, Reading)],
+    ) -> Result<(), RepositoryError> {
+        let is_listed = |mark: &String| listed.iter().any(|(there, _)| there.to_string() == *mark);
+        let missed = look.watch.heard.iter().filter(|mark| !is_listed(mark));
+        for mark in missed.cloned().collect::<Vec<_>>() {
+            let shared = Arc::clone(&look.repository);
+            let is_there = match mark.parse::<MarkId>() {
+                Ok(id) => blocking(move || shared.has_mark(id)).await?,
+                Err(_) => false,
+            };
+            if !is_there {
+                look.watch.heard.remove(&mark);
+            }
         }
         Ok(())
     }

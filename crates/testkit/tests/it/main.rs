@@ -13,6 +13,7 @@ mod plans;
 mod proofs;
 mod receipts;
 mod support;
+mod suspects;
 mod trouble;
 mod unknowns;
 mod watch;

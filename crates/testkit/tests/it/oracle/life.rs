@@ -439,7 +439,9 @@ impl Life {
         // catalogue knows a backup that was deleted and pruned away since.
         let is_excused = match &pruned {
             Ok(_) | Err(RepositoryError::None) => true,
-            Err(RepositoryError::Failed(text)) => text.contains("has lost the snapshots of backup"),
+            Err(RepositoryError::Failed(text)) => {
+                text.contains("has lost the snapshot and a part of the lists of backup")
+            }
             Err(_) => !self.is_sound(),
         };
         assert!(is_excused, "{}: {pruned:?}", self.at);
