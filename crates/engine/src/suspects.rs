@@ -73,7 +73,12 @@ impl Repository<Indexed> {
         suspicion
     }
 
-    fn look_at(&self, pack: PackId, cancel: &CancelFlag) -> Result<Suspicion, EngineError> {
+    /// Verifies one pack, as the index objects say that list it.
+    pub(crate) fn look_at(
+        &self,
+        pack: PackId,
+        cancel: &CancelFlag,
+    ) -> Result<Suspicion, EngineError> {
         cancel.check()?;
         let mut problems = Vec::new();
         let objects = self.state.index.objects_of(pack);

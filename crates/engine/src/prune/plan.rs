@@ -8,7 +8,7 @@
 //! Invariant: a used blob has a sound place that stays, or is copied to one, or its pack is
 //! neither condemned nor removed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::{
     backend::ObjectName,
@@ -77,6 +77,9 @@ pub(crate) struct Plan {
     pub(crate) used_bytes: u64,
     /// Other bytes in packs that stay.
     pub(crate) unused_bytes: u64,
+    /// Packs that hold used blobs of which another copy goes: nobody may have looked at the
+    /// one that stays.
+    pub(crate) relied_on: BTreeSet<PackId>,
     /// Packs the index lists.
     pub(crate) packs: u64,
     /// Those among them that are condemned, or gone.
@@ -188,7 +191,51 @@ pub(crate) fn plan(facts: &Facts<'_>, each_pack: &EachPack<'_>) -> Result<Plan, 
         let list = if (facts.is_forsaken)(*id) { &mut plan.condemn } else { &mut plan.suspects };
         list.push(*id);
     }
+    plan.relied_on = find_relied_on(facts, &packs, &plan, each_pack)?;
     Ok(plan)
+}
+
+/// Goes the way [`find_homes`] went, twice: first for blobs of which a copy goes that could be
+/// read, and then for the packs that they stay in.
+fn find_relied_on(
+    facts: &Facts<'_>,
+    packs: &HashMap<PackId, Pack>,
+    plan: &Plan,
+    each_pack: &EachPack<'_>,
+) -> Result<BTreeSet<PackId>, EngineError> {
+    let going: HashSet<_> = plan.condemn.iter().chain(&plan.repack).collect();
+    let mut relied_on = BTreeSet::new();
+    if going.is_empty() {
+        return Ok(relied_on);
+    }
+    let mut copied = Bits::none(facts.used);
+    let each_blob = |call: &mut dyn FnMut(&PackEntry, &PackedBlob, bool)| {
+        let mut homes = Bits::none(facts.used);
+        let mut seen = HashSet::new();
+        each_pack(&mut |entry| {
+            if !seen.insert(entry.id) {
+                return;
+            }
+            let pack = packs.get(&entry.id);
+            let is_sound = pack.is_some_and(|pack| pack.standing == Standing::Sound);
+            for blob in &entry.blobs {
+                call(entry, blob, is_sound && homes.set(blob.kind, blob.id));
+            }
+        })
+    };
+    each_blob(&mut |entry, blob, is_home| {
+        if !is_home && going.contains(&entry.id) && facts.is_readable(entry, blob) {
+            copied.set(blob.kind, blob.id);
+        }
+    })?;
+    if copied.count() > 0 {
+        each_blob(&mut |entry, blob, is_home| {
+            if is_home && copied.get(blob.kind, blob.id) {
+                relied_on.insert(entry.id);
+            }
+        })?;
+    }
+    Ok(relied_on)
 }
 
 fn find_homes(

@@ -3,7 +3,7 @@
 
 use std::{
     cell::Cell,
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     mem,
 };
 
@@ -319,7 +319,14 @@ impl Run<'_> {
         let nobody_foreign = self.list_foreign()?.is_empty();
         let view = View::read(repository, self.options, self.cancel)?;
         let is_forsaken = |pack| is_quiet || (nobody_foreign && ready.suspects.contains(&pack));
-        let plan = view.plan(repository, Some(limits(self.options)), &is_forsaken, self.cancel)?;
+        let mut sound = BTreeSet::new();
+        let plan = loop {
+            let limits = Some(limits(self.options));
+            let plan = view.plan(repository, limits, &is_forsaken, self.cancel)?;
+            if self.are_sound(&plan.relied_on, &mut sound, report)? {
+                break plan;
+            }
+        };
         report.saw(&view, &plan);
         let spoiled = self.copy(&plan.copies, report)?;
         let repacked = plan.repack.iter().filter(|pack| !spoiled.contains(pack));
@@ -340,6 +347,35 @@ impl Run<'_> {
             marks::store(&repository.vault, &MarkFile::Condemned { packs, suspects })?;
         }
         Ok(plan)
+    }
+
+    /// Reads the packs in which copies stay, before others go, but for those that are known to
+    /// be `sound`. Where one is not, that is recorded, and it is to be planned anew.
+    fn are_sound(
+        &self,
+        packs: &BTreeSet<PackId>,
+        sound: &mut BTreeSet<PackId>,
+        report: &mut PruneReport,
+    ) -> Result<bool, EngineError> {
+        let mut are_sound = true;
+        let unknown: Vec<_> = packs.difference(sound).copied().collect();
+        for pack in unknown {
+            self.permit()?;
+            let found = self.repository.look_at(pack, self.cancel)?;
+            for damage in &found.damaged {
+                let name = ObjectName::Pack(damage.pack);
+                report.found_damage.push(format!("{name}: {}", damage.what));
+            }
+            if found.is_lost {
+                return Err(EngineError::damaged(ObjectName::Pack(pack), "is listed no more"));
+            }
+            if found.damaged.is_empty() {
+                sound.insert(pack);
+            } else {
+                are_sound = false;
+            }
+        }
+        Ok(are_sound)
     }
 
     /// Notes for every condemnation the sessions that may have missed it, which are among

@@ -266,6 +266,46 @@ fn damaged_blobs_are_stored_anew_and_their_pack_goes_when_nothing_in_it_is_misse
     assert_clean(&fresh);
 }
 
+/// Either may be the one that went bad since, and nobody has looked.
+#[test]
+fn of_two_copies_none_goes_before_the_other_was_read() {
+    for spoilt in 0..3 {
+        let (backend, repo) = in_memory();
+        let (one, bytes) = back_up_as(&repo, &[1, 2], "one");
+        let large = |backend: &MemoryBackend| -> Vec<ObjectName> {
+            let is_large = |name: &ObjectName| {
+                backend.find_size(name).unwrap().is_some_and(|size| size > CHUNK as u64)
+            };
+            packs(backend).into_iter().filter(is_large).collect()
+        };
+        let [ObjectName::Pack(first)] = large(&backend)[..] else { panic!("one pack of data") };
+        // Taken for damaged for a while.
+        let what = "missing".to_owned();
+        let damage = PackDamage { pack: first, blobs: None, whole: true, what };
+        repo.record_damage(&damage).unwrap();
+        let (two, _) = back_up_as(&repo, &[1, 2], "two");
+        for mark in backend.list(ObjectKind::Mark).unwrap() {
+            backend.delete(&mark.name).unwrap();
+        }
+        let mut copies = large(&backend);
+        copies.sort_unstable_by_key(|name| *name != ObjectName::Pack(first));
+        assert_eq!(copies.len(), 2);
+        if let Some(spoilt) = copies.get(spoilt) {
+            let mut bad = backend.get(spoilt, u64::MAX).unwrap();
+            bad[100] ^= 1;
+            backend.put(spoilt, &bad).unwrap();
+        }
+        let fresh = open(Arc::clone(&backend) as Arc<dyn Backend>).unwrap();
+        prune(&fresh);
+        prune(&fresh);
+        for id in [one, two] {
+            assert_restores(&fresh, id, &bytes);
+        }
+        assert_eq!(large(&backend).len(), 1, "of two sound copies one goes, of a bad one all does");
+        assert_clean(&fresh);
+    }
+}
+
 #[test]
 fn damage_met_while_copying_is_recorded_and_its_pack_stays() {
     let (backend, repo) = in_memory();

@@ -329,6 +329,14 @@ impl Life {
         // What is known to be damaged is not read: its size tells.
         let known = explained[0].evidence.filter(|_| explained[0].explanation.verdict.is_ok());
         let Some(since) = known.and_then(|known| known.read_since) else { return };
+        // What lies in two places was read in one of them, while index objects are new.
+        let watch = self.harness.store.find_watch(&project()).await.unwrap();
+        let objects =
+            self.harness.places.store_of(&project()).inner().list(ObjectKind::Index).unwrap();
+        let is_read = |name: ObjectName| matches!(name, ObjectName::Index(id) if watch.read_index.contains_key(&id.to_string()));
+        if !objects.iter().all(|listed| is_read(listed.name)) {
+            return;
+        }
         let Ok(repository) = self.harness.app.repositories().get(&project()).await else { return };
         let id = made.item.snapshot.as_ref().unwrap().snapshot.parse().unwrap();
         let packs = move || repository.packs_of(id, &CancelFlag::new());
