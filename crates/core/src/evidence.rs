@@ -35,7 +35,8 @@ pub struct Seen {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Watch {
-    /// What follows for its backups. Kept apart, since every verdict asks for it.
+    /// What follows for its backups. Kept apart: verdicts ask for it, and the rest grows with
+    /// the repository.
     #[serde(skip)]
     pub seen: Seen,
     /// Index objects, by their ids, of which every pack was read back, and after which moment.

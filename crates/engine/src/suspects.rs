@@ -28,9 +28,10 @@ pub struct Suspicion {
     /// Whether something is lost that cannot be recorded: an index object, whatever it listed,
     /// or a blob that no index object lists.
     pub is_lost: bool,
-    /// What kept suspects from being looked at, if anything did: of the one that was told of, or
-    /// of the first. They stay suspects.
+    /// What kept the pack that was told of from being looked at, if anything did.
     pub unseen: Option<EngineError>,
+    /// The same of others, of the first of them. All such packs stay suspects.
+    pub waiting: Option<EngineError>,
 }
 
 impl Suspects {
@@ -66,7 +67,11 @@ impl Repository<Indexed> {
                 }
                 Err(error) => {
                     self.state.suspects.note(pack);
-                    suspicion.unseen.get_or_insert(error);
+                    let why = match told == Some(pack) {
+                        true => &mut suspicion.unseen,
+                        false => &mut suspicion.waiting,
+                    };
+                    why.get_or_insert(error);
                 }
             }
         }
@@ -95,7 +100,7 @@ impl Repository<Indexed> {
             self.verify_these(packs, &catalogue, record, &options, outcome, &NoProgress)?;
         cancel.check()?;
         let is_lost = is_lost || !passed_over.is_empty();
-        Ok(Suspicion { damaged, is_lost, unseen: None })
+        Ok(Suspicion { damaged, is_lost, ..Suspicion::default() })
     }
 }
 

@@ -83,23 +83,22 @@ impl Repositories {
         });
         match pruned.await {
             Err(RepositoryError::Engine(error @ EngineError::Damaged { .. })) => {
-                Err(self.why_not_pruned(project, error, why_cancel).await?)
+                let lost = self.find_unwalkable(project, why_cancel).await.unwrap_or_default();
+                Err(why_not_pruned(error, &lost))
             }
             pruned => pruned,
         }
     }
 
-    /// A backup whose snapshot object is lost is kept, since that may come back; if its data
-    /// cannot be walked either, nobody can tell what to keep until somebody lets it go.
-    async fn why_not_pruned(
+    /// Backups whose snapshot object is lost, and whose lists cannot be walked without it.
+    async fn find_unwalkable(
         &self,
         project: &ProjectId,
-        error: EngineError,
         cancel: CancelFlag,
-    ) -> Result<RepositoryError, RepositoryError> {
+    ) -> Result<Vec<ItemId>, RepositoryError> {
         let (backend, repository) = (self.places.backend(project)?, self.get(project).await?);
         let items = self.store.all_items(project).await?;
-        let lost = blocking(move || {
+        blocking(move || {
             let mut lost = Vec::new();
             for item in items {
                 let Some(named) = &item.snapshot else { continue };
@@ -111,15 +110,8 @@ impl Repositories {
                 }
             }
             Ok(lost)
-        });
-        let lost = lost.await?;
-        let [first, more @ ..] = &lost[..] else { return Ok(error.into()) };
-        let and = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
-        Ok(RepositoryError::Failed(format!(
-            "{error}; the repository has lost the snapshot and a part of the lists of backup \
-             {first}{and}, and nobody can tell what to keep for it: bring the objects back, or \
-             delete the backup, and prune again"
-        )))
+        })
+        .await
     }
 
     async fn known_snapshots(
@@ -172,6 +164,18 @@ impl Repositories {
         })
         .await
     }
+}
+
+/// A backup whose snapshot object is lost is kept, since that may come back; if its lists
+/// cannot be walked either, nobody can tell what to keep until somebody lets it go.
+fn why_not_pruned(error: EngineError, lost: &[ItemId]) -> RepositoryError {
+    let [first, more @ ..] = lost else { return error.into() };
+    let and = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+    RepositoryError::Failed(format!(
+        "{error}; the repository has lost the snapshot and a part of the lists of backup \
+         {first}{and}, and nobody can tell what to keep for it: bring the objects back, or \
+         delete the backup, and prune again"
+    ))
 }
 
 /// How to prune.

@@ -74,7 +74,7 @@ impl Repositories {
             self.report_loss(project).await;
         }
         // The next reader looks at them.
-        if let Some(error) = suspicion.unseen {
+        if let Some(error) = suspicion.waiting {
             tracing::warn!(project.id = ?project, "packs that gave bad bytes wait: {error}");
         }
     }

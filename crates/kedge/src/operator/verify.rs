@@ -189,8 +189,6 @@ fn add_up(total: &mut VerifyOutcome, slice: VerifyOutcome) {
 
 #[cfg(test)]
 mod tests {
-    use kedge_core::time::Timestamp;
-
     use super::*;
 
     /// Packs that an index object lists which came later may lie before where the walk was.

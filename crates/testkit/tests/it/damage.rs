@@ -4,13 +4,11 @@
 use std::time::Duration;
 
 use kedge_cloud::sim::SimWrite;
-use kedge_core::checkpoint::Item;
 use kedge_core::code::Code;
 use kedge_core::evidence::Grade;
 use kedge_core::ids::ProjectId;
 use kedge_core::ports::Clock as _;
 use kedge_core::proof::ProofKind;
-use kedge_core::resource::Server;
 use kedge_core::status::ItemStatus;
 use kedge_engine::{Backend as _, BackendError, CancelFlag, ObjectKind, ObjectName};
 use kedge_store::RestoreStatus;
@@ -19,12 +17,6 @@ use kedge_testkit::{Harness, PROJECT};
 use crate::support::*;
 
 const MIB: usize = 1 << 20;
-
-async fn verdict(harness: &Harness, item: &Item, target: &Server) -> Result<(), Code> {
-    let context = harness.context().await;
-    let asked = harness.app.check_restorable(&context, vec![straight(item, target)]).await;
-    asked.unwrap().remove(0).map(drop).map_err(|no| no.code())
-}
 
 fn assert_untouched(harness: &Harness) {
     let log = harness.cloud.write_log();
@@ -186,8 +178,7 @@ async fn a_bad_copy_that_a_restore_could_do_without_is_recorded() {
     // Stored anew; then the first copy is well again, and so nobody's concern.
     let twin = harness.add_server(&[&content]);
     back_up(&harness, &twin).await;
-    store.inner().delete(&packs.largest).unwrap();
-    store.inner().put(&packs.largest, &whole).unwrap();
+    put_back(&harness, &server.project_id, &packs.largest, &whole);
     verify(&harness, &server.project_id).await;
     let repository = harness.app.repositories().get(&server.project_id).await.unwrap();
     assert_eq!(repository.list_damage().unwrap(), []);
@@ -208,8 +199,7 @@ async fn a_bad_copy_that_a_restore_could_do_without_is_recorded() {
             return;
         }
         assert_eq!(known, [], "it was not read");
-        store.inner().delete(&copy.name).unwrap();
-        store.inner().put(&copy.name, &whole).unwrap();
+        put_back(&harness, &server.project_id, &copy.name, &whole);
     }
     panic!("a restore reads one of the copies");
 }
@@ -229,8 +219,7 @@ async fn what_a_verdict_met_is_forgotten_when_it_is_well_again() {
     let repository = harness.app.repositories().get(&server.project_id).await.unwrap();
     let known = repository.list_damage().unwrap();
     assert!(known.iter().any(|damage| ObjectName::Pack(damage.pack) == packs.smallest));
-    store.inner().delete(&packs.smallest).unwrap();
-    store.inner().put(&packs.smallest, &whole).unwrap();
+    put_back(&harness, &server.project_id, &packs.smallest, &whole);
     verify(&harness, &server.project_id).await;
     assert_eq!(verdict(&harness, &saved, &server).await, Ok(()));
 }
@@ -247,8 +236,7 @@ async fn a_list_that_went_bad_is_relied_on_again_once_it_was_verified() {
     begin_restore(&harness, &saved, straight(&saved, &server)).await.unwrap();
     harness.run_jobs_to_their_end().await;
     let put_back = || {
-        store.inner().delete(&packs.smallest).unwrap();
-        store.inner().put(&packs.smallest, &whole).unwrap();
+        put_back(&harness, &server.project_id, &packs.smallest, &whole);
     };
     put_back();
     assert_eq!(verdict(&harness, &saved, &server).await, Err(Code::DataDamaged), "nobody looked");
@@ -343,8 +331,7 @@ async fn a_repository_that_cannot_be_opened_any_more_is_noticed_by_the_first_who
         }
         let refused = verdict(&harness, &saved, &server).await;
         assert!(refused.is_err(), "{kind:?} {is_flipped}");
-        store.inner().delete(&lost).unwrap();
-        store.inner().put(&lost, &bytes).unwrap();
+        put_back(&harness, &server.project_id, &lost, &bytes);
         harness.app.watch(&CancelFlag::new()).await;
         assert_eq!(verdict(&harness, &saved, &server).await, Ok(()));
     }
@@ -415,8 +402,7 @@ async fn a_mark_nobody_can_read_and_marks_nobody_can_list_are_never_yes() {
     // A process that has not read it before.
     let harness = harness.restarted().await;
     assert_eq!(verdict(&harness, &saved, &server).await, Err(Code::DamageNotLocated));
-    store.inner().delete(&mark).unwrap();
-    store.inner().put(&mark, &whole).unwrap();
+    put_back(&harness, &server.project_id, &mark, &whole);
     harness.clock.advance(Duration::from_secs(1));
     assert_eq!(verdict(&harness, &saved, &server).await, Ok(()));
 

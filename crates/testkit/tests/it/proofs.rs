@@ -41,13 +41,6 @@ async fn grade(harness: &Harness, item: &Item, server: &Server) -> (Grade, Optio
     (evidence.grade, evidence.drilled.map(|drill| drill.outcome))
 }
 
-async fn verdict(harness: &Harness, item: &Item, server: &Server) -> Result<(), Code> {
-    let context = harness.context().await;
-    let questions = vec![straight(item, server)];
-    let answers = harness.app.check_restorable(&context, questions).await.unwrap();
-    answers[0].clone().map_err(|no| no.code())
-}
-
 #[tokio::test]
 async fn a_drill_reads_everything_and_boots_what_was_backed_up() {
     let harness = Harness::with(booting()).await;
@@ -121,14 +114,8 @@ async fn a_stage_that_fails_says_nothing_of_the_backup() {
 async fn damage_that_a_proof_meets_turns_the_verdict_at_once() {
     let harness = Harness::new().await;
     let server = harness.add_server(&[&disk(1, 2 * MIB)]);
-    let saved = back_up(&harness, &server).await;
-    let store = harness.places.store_of(&ProjectId::new(PROJECT));
-    let packs = store.inner().list(ObjectKind::Pack).unwrap();
-    let largest = packs.iter().max_by_key(|pack| pack.size_bytes).unwrap();
-    let mut bytes = store.inner().get(&largest.name, u64::MAX).unwrap();
-    bytes[1000] ^= 1;
-    store.inner().delete(&largest.name).unwrap();
-    store.inner().put(&largest.name, &bytes).unwrap();
+    let (saved, packs) = back_up_alone(&harness, &server).await;
+    damage(&harness, &server.project_id, &packs.largest);
     assert_eq!(verdict(&harness, &saved, &server).await, Ok(()), "nobody knows yet");
     ask(&harness, &saved, ProofKind::Read).await;
     let outcome = prove(&harness).await.outcome.unwrap();

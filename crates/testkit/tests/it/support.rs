@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kedge_core::checkpoint::{Item, Method};
+use kedge_core::code::Code;
 use kedge_core::ids::{CheckpointId, ItemId, PlanId, ProjectId, RestoreId};
 use kedge_core::resource::{SERVER_TYPE, Server};
 use kedge_core::restore::{Mapping, Pair, Question};
@@ -160,8 +161,21 @@ pub(crate) fn damage(harness: &Harness, project: &ProjectId, pack: &ObjectName) 
     let store = harness.places.store_of(project);
     let mut bytes = store.inner().get(pack, u64::MAX).unwrap();
     bytes[20] ^= 1;
-    store.inner().delete(pack).unwrap();
-    store.inner().put(pack, &bytes).unwrap();
+    put_back(harness, project, pack, &bytes);
+}
+
+/// Puts an object of the store in place of what is there under its name.
+pub(crate) fn put_back(harness: &Harness, project: &ProjectId, name: &ObjectName, bytes: &[u8]) {
+    let store = harness.places.store_of(project);
+    store.inner().delete(name).unwrap();
+    store.inner().put(name, bytes).unwrap();
+}
+
+/// What a check says of a backup, its disks in order, and a server.
+pub(crate) async fn verdict(harness: &Harness, item: &Item, target: &Server) -> Result<(), Code> {
+    let context = harness.context().await;
+    let asked = harness.app.check_restorable(&context, vec![straight(item, target)]).await;
+    asked.unwrap().remove(0).map(drop).map_err(|no| no.code())
 }
 
 /// Reads the project's repository back and notes what is damaged.

@@ -15,12 +15,6 @@ use crate::support::*;
 
 const MIB: usize = 1 << 20;
 
-async fn verdict(harness: &Harness, item: &Item, target: &Server) -> Result<(), Code> {
-    let context = harness.context().await;
-    let asked = harness.app.check_restorable(&context, vec![straight(item, target)]).await;
-    asked.unwrap().remove(0).map(drop).map_err(|no| no.code())
-}
-
 async fn losses(harness: &Harness) -> i64 {
     harness.store.count_losses(&ProjectId::new(PROJECT)).await.unwrap()
 }
@@ -155,7 +149,8 @@ async fn a_pack_that_nobody_may_look_at_keeps_no_other_loss_from_being_told() {
     let repository = harness.app.repositories().get(&server.project_id).await.unwrap();
     let missing = EngineError::Damaged { object: "blob 5".into(), what: "missing".into() };
     let suspicion = repository.verify_suspects(Some(&missing), &CancelFlag::new());
-    assert!(suspicion.is_lost && suspicion.unseen.is_some(), "{suspicion:?}");
+    assert!(suspicion.is_lost && suspicion.waiting.is_some(), "{suspicion:?}");
+    assert!(suspicion.unseen.is_none(), "what the reader met stays its own: {suspicion:?}");
 }
 
 /// The mark that had verdicts walk is gone by then.
@@ -180,8 +175,7 @@ async fn a_loss_that_a_verdict_met_stays_known() {
     damage(&harness, project, &packs.smallest);
     assert_eq!(verdict(&harness, &saved, &server).await, Err(Code::DamageNotLocated));
     assert_eq!(losses(&harness).await, 1);
-    store.inner().delete(&others.largest).unwrap();
-    store.inner().put(&others.largest, &whole).unwrap();
+    put_back(&harness, project, &others.largest, &whole);
     verify(&harness, project).await;
     assert_eq!(objects(&harness, ObjectKind::Mark), []);
     let harness = harness.restarted().await;

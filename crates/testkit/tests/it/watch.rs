@@ -220,8 +220,7 @@ async fn a_snapshot_object_that_changed_is_no_snapshot_from_that_moment() {
     let mut flipped = whole.clone();
     flipped[whole.len() / 2] ^= 1;
     for changed in [flipped, whole[..whole.len() - 1].to_vec()] {
-        store.inner().delete(&snapshot).unwrap();
-        store.inner().put(&snapshot, &changed).unwrap();
+        put_back(&harness, &server.project_id, &snapshot, &changed);
         assert_eq!(verdict(&harness, &saved, &server).await.0, Err(Code::SnapshotMissing));
     }
 }
@@ -253,8 +252,7 @@ async fn what_a_process_remembers_of_a_damaged_index_object_counts_for_nothing()
     let index = objects(&harness, ObjectKind::Index)[0];
     let whole = store.inner().get(&index, u64::MAX).unwrap();
     let put = |bytes: &[u8]| {
-        store.inner().delete(&index).unwrap();
-        store.inner().put(&index, bytes).unwrap();
+        put_back(&harness, &server.project_id, &index, bytes);
     };
     put(&whole[..whole.len() / 2]);
     assert_eq!(watch(&harness).await.lost_indexes, 1);
@@ -279,8 +277,7 @@ async fn a_pack_that_lost_no_blob_harms_nobody() {
         (whole.len() - 1, Ok(())),
         (whole.len() / 2, Err(Code::DataDamaged)),
     ] {
-        store.inner().delete(&largest).unwrap();
-        store.inner().put(&largest, &whole[..kept]).unwrap();
+        put_back(&harness, &server.project_id, &largest, &whole[..kept]);
         assert_eq!(watch(&harness).await.damaged.len(), 1);
         assert_eq!(verdict(&harness, &saved, &server).await.0, expected, "{kept} bytes left");
     }
